@@ -1,0 +1,37 @@
+# hotledger: everything below needs only Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint format bench clean
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hotledger needs Python >= 3.11; set PYTHON=... to choose one")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench,test,lint]'
+	@touch $(STAMP)
+
+demo: $(STAMP)   ## a simulated mobile-money day on embedded servers, reconciled
+	$(BIN)/hotledger demo
+
+test: $(STAMP)   ## every test, against real Valkey, Redis and Postgres
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)   ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite to the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## the figures of README, measured here
+	$(BIN)/python -m bench engine
+	$(BIN)/python -m bench ledger
+
+clean:           ## remove what was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Decides: the async client over Redis."""

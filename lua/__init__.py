@@ -1,0 +1,1 @@
+"""The Lua function library, as package data; engine/library.py assembles it."""

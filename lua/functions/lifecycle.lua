@@ -1,0 +1,86 @@
+-- The life of a shard between its ledger and its engines. All but the reading ones are the persister leader's.
+--
+-- hotledger_initialise  ARGV deployment (16 bytes), key_fingerprint (8 bytes), epoch
+--   Writes the meta record of an empty shard at sequence 0. Errors: EXISTS if the shard has a meta or a journal.
+-- hotledger_open        ARGV epoch, sequence, hash, max_backlog
+--   Opens the fence if meta and the journal are exactly at what was compared with the ledger. Errors: MOVED, CORRUPT.
+-- hotledger_close       no ARGV. Closes the fence: until the next open, post answers SHARD_NOT_OPEN.
+-- hotledger_advance     ARGV epoch, persisted, trim_before
+--   Notes how far the ledger is, and trims the journal's entries that end before trim_before, never the last one.
+-- hotledger_end_generation  ARGV epoch, generation
+--   Ends idempotency generation `generation` by a journalled decision; drops the one before it, if all of it is
+--   in the ledger. Returns 1, or 0 if it is too early or was done already. Needs the open fence.
+-- hotledger_touch       no ARGV. A small write, so that WAITAOF on this connection speaks of something.
+-- KEYS[1] is the shard's hash tag everywhere. Statuses: none
+
+local function meta_of_epoch(tag, epoch)
+  local m = read_meta(tag) or corrupt('meta: missing')
+  if m.epoch ~= tonumber(epoch) then fail('MOVED', string.format('the epoch is %.0f', m.epoch)) end
+  return m
+end
+
+redis.register_function('hotledger_initialise', function(keys, args)
+  local tag = keys[1]
+  if #args[1] ~= 16 or #args[2] ~= 8 then fail('INVALID', 'deployment or key_fingerprint') end
+  if redis.call('EXISTS', meta_key(tag), journal_key(tag)) > 0 then fail('EXISTS', 'the shard is not empty') end
+  redis.call('SET', meta_key(tag), pack_meta({
+    deployment = args[1], key_fingerprint = args[2], epoch = tonumber(args[3]), sequence = 0,
+    hash = string.rep('0', 40), time_ms = clock_ms(0), persisted = 0, generation = 1, generation_sequence = 0,
+  }))
+  return redis.status_reply('OK')
+end)
+
+redis.register_function('hotledger_open', function(keys, args)
+  local tag = keys[1]
+  local m = meta_of_epoch(tag, args[1])
+  if m.sequence ~= tonumber(args[2]) or m.hash ~= args[3] then
+    fail('MOVED', string.format('meta is at %.0f %s', m.sequence, m.hash))
+  end
+  if not is_count(tonumber(args[4])) then fail('INVALID', 'max_backlog') end
+  if journal_last_sequence(tag) ~= m.sequence then corrupt('journal: its last entry is not meta\'s sequence') end
+  if not replication_id() then fail('MOVED', 'this server is not a primary') end
+  fence_raise(tag, m, tonumber(args[4]))
+  return redis.status_reply('OK')
+end)
+
+redis.register_function('hotledger_close', function(keys)
+  fences[keys[1]] = nil
+  return redis.status_reply('OK')
+end)
+
+redis.register_function('hotledger_advance', function(keys, args)
+  local tag = keys[1]
+  local m = meta_of_epoch(tag, args[1])
+  local persisted, trim_before = tonumber(args[2]), tonumber(args[3])
+  if persisted > m.sequence then fail('MOVED', string.format('meta is at %.0f', m.sequence)) end
+  if persisted > m.persisted then
+    m.persisted = persisted
+    redis.call('SET', meta_key(tag), pack_meta(m))
+  end
+  if trim_before > persisted then trim_before = persisted end
+  if trim_before > 0 then redis.call('XTRIM', journal_key(tag), 'MINID', journal_id(trim_before)) end
+  return redis.status_reply('OK')
+end)
+
+redis.register_function('hotledger_end_generation', function(keys, args)
+  local tag = keys[1]
+  local m = meta_of_epoch(tag, args[1])
+  local fence = fence_check(tag, m)
+  if not fence or m.generation ~= tonumber(args[2]) or m.persisted < m.generation_sequence then return 0 end
+  local now = clock_ms(m.time_ms)
+  m.generation_sequence = m.sequence + 1
+  local content = struct.pack(CONTENT_FORMAT, END_GENERATION, 0, 0, string.rep('\0', 8), string.rep('\0', 8),
+    m.generation + 1, string.rep('\0', 8), string.rep('\0', 8))
+  local record = string.rep('\0', 16) .. content .. struct.pack(AFTER_FORMAT, 0, 0, 0, 0, 0, 0)
+  journal_append(tag, m, 1, now, record, '')
+  fence.sequence = m.sequence
+  m.generation = m.generation + 1
+  redis.call('SET', meta_key(tag), pack_meta(m))
+  redis.call('UNLINK', idempotency_key(tag, m.generation - 2))
+  return 1
+end)
+
+redis.register_function('hotledger_touch', function(keys)
+  redis.call('SET', touch_key(keys[1]), redis.call('TIME')[1])
+  return redis.status_reply('OK')
+end)

@@ -1,0 +1,23 @@
+-- The fence: what `open` leaves behind, in a local variable of this server process. A restart, a full resync or
+-- a library reload clears it, and a node that was demoted and promoted again has another master_replid. Without
+-- a fence that matches, the shard takes no payment: the history in memory may not be the one the ledger has.
+local fences = {}
+
+local function replication_id()
+  local info = redis.call('INFO', 'replication')
+  if not string.find(info, 'role:master', 1, true) then return nil end
+  return string.match(info, 'master_replid:(%x+)')
+end
+
+local function fence_raise(tag, m, max_backlog)
+  fences[tag] = { epoch = m.epoch, sequence = m.sequence, replid = replication_id(), max_backlog = max_backlog }
+end
+
+-- The shard's fence if it is open for exactly this history, else nil.
+local function fence_check(tag, m)
+  local fence = fences[tag]
+  if not fence or not m then return nil end
+  if fence.epoch ~= m.epoch or fence.sequence ~= m.sequence then return nil end
+  if fence.replid ~= replication_id() then return nil end
+  return fence
+end

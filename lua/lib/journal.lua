@@ -1,0 +1,34 @@
+-- The journal: a stream whose entry ids are '<last sequence>-0', so that it is addressable and cannot fork.
+local function journal_id(sequence) return string.format('%.0f-0', sequence) end
+
+-- The sequence of the journal's last entry. The persister's trim always leaves one, so XREVRANGE answers in
+-- the cost of that entry; only an empty stream needs XINFO.
+local function journal_last_sequence(tag)
+  local key = journal_key(tag)
+  local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+  local id = last and last[1]
+  if not id then
+    if redis.call('EXISTS', key) == 0 then return 0 end
+    local info = redis.call('XINFO', 'STREAM', key)
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then id = info[i + 1] end
+    end
+  end
+  return tonumber(string.match(id, '^(%d+)-0$')) or corrupt('journal: id ' .. id)
+end
+
+-- Appends the accepted records as one entry and moves meta to it. The commit point: it is the first write of
+-- every call, and everything that could fail on data was read before. records: packed JOURNAL_RECORDs, details:
+-- packed DETAILS or ''. Changes m (not yet written); returns nothing.
+local function journal_append(tag, m, count, now, records, details)
+  local first, last = m.sequence + 1, m.sequence + count
+  local place = struct.pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now)
+  local hash = redis.sha1hex(m.hash .. place .. records .. details)
+  local header = struct.pack(ENTRY_HEADER_FORMAT, LAYOUT_VERSION, m.epoch, first, last, now, m.hash, hash)
+  if details == '' then
+    redis.call('XADD', journal_key(tag), journal_id(last), 'h', header, 'r', records)
+  else
+    redis.call('XADD', journal_key(tag), journal_id(last), 'h', header, 'r', records, 'x', details)
+  end
+  m.sequence, m.hash, m.time_ms = last, hash, now
+end

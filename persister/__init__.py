@@ -1,0 +1,1 @@
+"""Makes it durable and provable: drains the journal into the Postgres ledger, and reconciles."""
