@@ -1,1 +1,55 @@
-"""Decides: the async client over Redis."""
+"""Decides: the async client over Redis.
+
+    async with Engine.connect(redis_url) as engine:
+        outcome = await engine.transfer(debit=1, credit=2, amount_minor=500, key="order-17")
+"""
+
+from engine.client import Engine
+from engine.domain.money import MAX_AMOUNT_MINOR
+from engine.domain.status import Status
+from engine.domain.transfer import Kind, OpenWallet, Outcome, Transfer
+from engine.domain.wallet import Balance, external_wallet_id
+from engine.errors import (
+    CorruptRecord,
+    Fatal,
+    HistoryMismatch,
+    HotledgerError,
+    InvalidRequest,
+    JournalGap,
+    LedgerBacklog,
+    LedgerImbalance,
+    LibraryMismatch,
+    OutcomeUnknown,
+    Overloaded,
+    ServerRefused,
+    ShardNotOpen,
+    Unavailable,
+)
+from engine.loop import run
+
+__all__ = [
+    "MAX_AMOUNT_MINOR",
+    "Balance",
+    "CorruptRecord",
+    "Engine",
+    "Fatal",
+    "HistoryMismatch",
+    "HotledgerError",
+    "InvalidRequest",
+    "JournalGap",
+    "Kind",
+    "LedgerBacklog",
+    "LedgerImbalance",
+    "LibraryMismatch",
+    "OpenWallet",
+    "Outcome",
+    "OutcomeUnknown",
+    "Overloaded",
+    "ServerRefused",
+    "ShardNotOpen",
+    "Status",
+    "Transfer",
+    "Unavailable",
+    "external_wallet_id",
+    "run",
+]

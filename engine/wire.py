@@ -175,8 +175,13 @@ JOURNAL_RECORDS_FIELD = b"r"
 JOURNAL_DETAILS_FIELD = b"x"
 
 
-def unpack_replies(reply: bytes, ids: Iterable[bytes]) -> list[Outcome]:
-    """The outcomes in a reply of `post`, in the order of the requests; ids are their 16-byte transfer ids."""
+def request_ids(requests: bytes) -> list[UUID]:
+    """The transfer ids in packed REQUESTs."""
+    return [UUID(bytes=requests[at : at + 16]) for at in range(0, len(requests), REQUEST.size)]
+
+
+def unpack_replies(replies: bytes, ids: Iterable[bytes]) -> list[Outcome]:
+    """The outcomes in packed REPLYs, in the order of the requests; ids are their 16-byte transfer ids."""
     return [
         Outcome(
             STATUS_OF[status],
@@ -187,6 +192,6 @@ def unpack_replies(reply: bytes, ids: Iterable[bytes]) -> list[Outcome]:
             UUID(bytes=transfer_id),
         )
         for (status, sequence, debit_available, credit_available, replayed), transfer_id in zip(
-            REPLY.struct.iter_unpack(memoryview(reply)[REPLY_HEADER.size :]), ids, strict=True
+            REPLY.struct.iter_unpack(replies), ids, strict=True
         )
     ]

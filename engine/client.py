@@ -1,0 +1,427 @@
+"""Engine: the public API. It checks input, packs, sends through the batcher, and answers with Outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from uuid import UUID
+
+from redis.asyncio import Redis
+
+from engine.batcher import MAX_QUEUED, Batcher, ServerClock
+from engine.domain.ids import id_deriver, key_fingerprint
+from engine.domain.money import unpack_currency
+from engine.domain.status import STATUS_OF, Status
+from engine.domain.transfer import Kind, OpenWallet, Outcome, Request, Transfer
+from engine.domain.wallet import MAX_SHARD, Balance, check_user_wallet_id, check_wallet_id, external_wallet_id
+from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, ShardNotOpen, Unavailable
+from engine.ledger_lookup import LedgerLookup
+from engine.library import ensure_library
+from engine.requests import Packed, RequestPacker
+from engine.servers import check_redis_server
+from engine.shard import Shard, connect_redis
+from engine.wire import IDEMPOTENCY, MAX_BATCH, REPLY, WALLET, unpack_replies
+
+DEFAULT_TIMEOUT_MS = 5_000
+MAX_TIMEOUT_MS = 600_000
+MAX_CACHED_CURRENCIES = 100_000
+
+_POLL_S = 0.02
+_T = TypeVar("_T")
+
+
+class Engine:
+    """Decides payments of one shard. Safe for any number of tasks of one event loop.
+
+    Every method that moves money takes an idempotency key: `key` (text, unique within the engine's scope) or `id`
+    (a UUID). Sending the same request under it again gives the first answer, marked as replayed.
+    Every method takes `timeout_ms`, after which it raises Unavailable (surely not applied) or OutcomeUnknown.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        clock: ServerClock,
+        packer: RequestPacker,
+        ledger: LedgerLookup | None,
+        shard_number: int,
+        timeout_ms: int,
+        max_queued: int,
+    ) -> None:
+        self._shard = shard
+        self._clock = clock
+        self._packer = packer
+        self._ledger = ledger
+        self._shard_number = shard_number
+        self._timeout_ms = timeout_ms
+        self._loop = asyncio.get_running_loop()
+        self._batcher = Batcher(shard.post, clock, max_queued=max_queued)
+        self._currencies: dict[int, str] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        redis_url: str,
+        postgres_url: str | None = None,
+        *,
+        shard: int = 0,
+        scope: str = "",
+        digest_key: bytes | None = None,
+        timeout_ms: int = DEFAULT_TIMEOUT_MS,
+        max_queued: int = MAX_QUEUED,
+    ) -> AsyncIterator[Engine]:
+        """An engine for `async with`; leaving it waits for the calls in flight.
+
+        redis_url: redis://, rediss:// or unix://. postgres_url: lets lookup see beyond the idempotency window.
+        scope: the owner of the text keys; two scopes never share one. digest_key: what ids are derived from text
+        keys with, at most 64 bytes, the same for every engine of the deployment; by default the deployment's own.
+        Raises ServerRefused, LibraryMismatch, HistoryMismatch (another deployment or digest key), Unavailable.
+        """
+        _check_settings(shard, scope, digest_key, timeout_ms, max_queued)
+        redis = connect_redis(redis_url)
+        try:
+            engine = await cls._start(
+                redis, LedgerLookup(postgres_url) if postgres_url else None, shard, scope, digest_key, timeout_ms, max_queued
+            )
+            try:
+                yield engine
+            finally:
+                await engine._batcher.drain()
+        finally:
+            await redis.aclose()
+
+    @classmethod
+    async def _start(
+        cls,
+        redis: Redis,
+        ledger: LedgerLookup | None,
+        shard_number: int,
+        scope: str,
+        digest_key: bytes | None,
+        timeout_ms: int,
+        max_queued: int,
+    ) -> Engine:
+        loop = asyncio.get_running_loop()
+        shard = Shard(redis, shard_number)
+
+        async def meet() -> Mapping[str, Any]:
+            await check_redis_server(redis)
+            await ensure_library(redis)
+            meta = (await shard.state()).meta
+            if meta is None:
+                raise ShardNotOpen("the server is empty: a persister has to open it first")
+            return meta
+
+        meta = await _until(meet, loop.time() + timeout_ms / 1000)
+        deployment = meta["deployment"]
+        key = deployment if digest_key is None else digest_key
+        if meta["key_fingerprint"] != key_fingerprint(key):
+            raise HistoryMismatch("the digest key is not this deployment's: its ids would pay the same keys twice")
+        if ledger is not None and (known := await ledger.deployment()) is not None and known.id != deployment:
+            raise HistoryMismatch(
+                f"Redis belongs to deployment {UUID(bytes=deployment)}, Postgres to {UUID(bytes=known.id)}"
+            )
+        clock = ServerClock()
+        before = loop.time()
+        seconds, microseconds = await redis.time()
+        clock.observe(seconds * 1000 + microseconds / 1000, before + (loop.time() - before))
+        packer = RequestPacker(id_deriver(key), scope)
+        return cls(shard, clock, packer, ledger, shard_number, timeout_ms, max_queued)
+
+    # Wallets
+
+    async def open_wallet(
+        self,
+        wallet_id: int,
+        owner_id: int,
+        currency: str,
+        *,
+        overdraft_limit_minor: int = 0,
+        key: str | None = None,
+        id: UUID | None = None,
+        timeout_ms: int | None = None,
+    ) -> Outcome:
+        """Open a wallet, and its currency's external wallet if that is the first of the currency.
+
+        wallet_id: 1 to 2^63-1, chosen by the caller; owner_id: 0 to 2^63-1; currency: 3 to 8 of A-Z and 0-9.
+        Returns POSTED; opening the same wallet again is a replay, with other content EXISTS_WITH_DIFFERENT_*;
+        WALLET_EXISTS if it was opened under another key. Raises InvalidRequest, Unavailable, OutcomeUnknown.
+        """
+        opening = OpenWallet(wallet_id, owner_id, currency, overdraft_limit_minor, key, id)
+        return _raise_backlog((await self.open_wallets([opening], timeout_ms=timeout_ms))[0])
+
+    async def open_wallets(self, openings: Sequence[OpenWallet], *, timeout_ms: int | None = None) -> list[Outcome]:
+        """Open many wallets, in order; one Outcome each. See open_wallet and post."""
+        for opening in openings:
+            check_user_wallet_id(opening.wallet_id, "wallet_id")
+        currencies = dict.fromkeys(opening.currency for opening in openings)
+        externals = [OpenWallet(self.external_wallet(currency), 0, currency) for currency in currencies]
+        outcomes = await self.post([*externals, *openings], timeout_ms=timeout_ms)
+        return outcomes[len(externals) :]
+
+    def external_wallet(self, currency: str) -> int:
+        """The id of the currency's external wallet on this engine's shard."""
+        return external_wallet_id(currency, self._shard_number)
+
+    # Movements of money
+
+    async def transfer(
+        self,
+        debit: int,
+        credit: int,
+        amount_minor: int,
+        *,
+        key: str | None = None,
+        id: UUID | None = None,
+        currency: str | None = None,
+        reference: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Outcome:
+        """Move amount_minor from one wallet to another.
+
+        amount_minor: minor units, 1 to 2^53-1. currency: if given, both wallets must have it.
+        reference: up to 64 characters; metadata: a JSON object of up to 2 KiB; both reach the ledger.
+        Returns POSTED, or INSUFFICIENT_FUNDS, DEBIT_WALLET_NOT_FOUND and the others of GLOSSARY.md.
+        Raises InvalidRequest, Unavailable (nothing applied: Overloaded, ShardNotOpen, LedgerBacklog) or
+        OutcomeUnknown. Rule: lua/functions/post.lua; invariants 1 to 4 and 9.
+        """
+        return await self._one(
+            Transfer(debit, credit, amount_minor, key, id, Kind.TRANSFER, currency, reference, metadata), timeout_ms
+        )
+
+    async def pay(
+        self,
+        debit: int,
+        merchant: int,
+        amount_minor: int,
+        *,
+        key: str | None = None,
+        id: UUID | None = None,
+        currency: str | None = None,
+        reference: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Outcome:
+        """Pay a merchant's wallet. As transfer; the ledger shows it as a payment."""
+        return await self._one(
+            Transfer(debit, merchant, amount_minor, key, id, Kind.PAYMENT, currency, reference, metadata), timeout_ms
+        )
+
+    async def top_up(
+        self,
+        wallet_id: int,
+        amount_minor: int,
+        *,
+        key: str | None = None,
+        id: UUID | None = None,
+        currency: str | None = None,
+        reference: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Outcome:
+        """Bring money in: from the external wallet of the wallet's currency to the wallet. As transfer."""
+        return await self._external(
+            Kind.TOP_UP, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms
+        )
+
+    async def withdraw(
+        self,
+        wallet_id: int,
+        amount_minor: int,
+        *,
+        key: str | None = None,
+        id: UUID | None = None,
+        currency: str | None = None,
+        reference: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Outcome:
+        """Take money out: from the wallet to the external wallet of its currency. As transfer."""
+        return await self._external(
+            Kind.WITHDRAWAL, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms
+        )
+
+    async def post(self, requests: Sequence[Request], *, timeout_ms: int | None = None) -> list[Outcome]:
+        """Decide many requests in the order given; one Outcome each, in that order.
+
+        Each stands alone: a refusal does not stop the next. All are checked before the first is sent, so
+        InvalidRequest means that nothing happened. A request that met a full backlog has the status LEDGER_BACKLOG
+        here. Raises Unavailable or OutcomeUnknown when the deadline passes; send the whole list again then, what
+        was decided is replayed.
+        """
+        deadline_s = self._deadline_s(timeout_ms)
+        packed = [self._packer.pack(request) for request in requests]
+        outcomes: list[Outcome] = []
+        answered: tuple[list[Packed], bytes] | None = None
+        for start in range(0, len(packed), MAX_BATCH):
+            chunk = packed[start : start + MAX_BATCH]
+            flight = self._batcher.submit(
+                b"".join([request.record for request in chunk]),
+                b"".join([request.details for request in chunk]),
+                len(chunk),
+                deadline_s,
+            )
+            if answered:  # unpacked while the next chunk is in flight
+                outcomes += _outcomes(*answered)
+            answered = (chunk, await flight)
+        if answered:
+            outcomes += _outcomes(*answered)
+        return outcomes
+
+    # Reading
+
+    async def balance(self, wallet_id: int, *, timeout_ms: int | None = None) -> Balance | None:
+        """What the wallet has now; None if it was never opened. Raises Unavailable."""
+        return (await self.balances([wallet_id], timeout_ms=timeout_ms))[0]
+
+    async def balances(self, wallet_ids: Sequence[int], *, timeout_ms: int | None = None) -> list[Balance | None]:
+        """What each wallet has, in the order given; each thousand of them at one instant. Raises Unavailable."""
+        deadline_s = self._deadline_s(timeout_ms)
+        for wallet_id in wallet_ids:
+            check_wallet_id(wallet_id, "wallet_id")
+        found: list[Balance | None] = []
+        for start in range(0, len(wallet_ids), MAX_BATCH):
+            chunk = wallet_ids[start : start + MAX_BATCH]
+            packed = await _until(lambda chunk=chunk: self._shard.wallets(chunk), deadline_s)  # type: ignore[misc]
+            found += map(_balance, chunk, packed)
+        return found
+
+    async def lookup(
+        self, *, key: str | None = None, id: UUID | None = None, timeout_ms: int | None = None
+    ) -> Outcome:
+        """What became of a request: its outcome (replayed is True), or one with the status NOT_APPLIED.
+
+        NOT_APPLIED is definite for every call whose deadline has passed, in this process or another: the server
+        will not decide such a request any more, even if it still lies in a socket. Without a postgres_url it speaks
+        for the idempotency window only. Raises Unavailable if it cannot be told within the timeout.
+        """
+        packed_id = self._packer.id_of(key, id)
+        deadline_s = self._deadline_s(timeout_ms)
+        expired_by_ms = self._clock.at(self._loop.time())
+
+        async def find() -> bytes:
+            server_ms, record = await self._shard.lookup(packed_id)
+            if not record and server_ms <= expired_by_ms:
+                raise Unavailable("the server's clock has not yet passed this moment")
+            return record
+
+        record = await _until(find, deadline_s)
+        transfer_id = UUID(bytes=packed_id)
+        if record:
+            status, sequence, debit, credit = IDEMPOTENCY.struct.unpack(record)[:4]
+            return Outcome(STATUS_OF[status], int(sequence), True, int(debit), int(credit), transfer_id)
+        posted = await self._ledger.transfer(transfer_id) if self._ledger else None
+        return posted or Outcome(Status.NOT_APPLIED, 0, False, 0, 0, transfer_id)
+
+    # Inside
+
+    async def _one(self, request: Transfer, timeout_ms: int | None) -> Outcome:
+        packed = self._packer.pack(request)
+        replies = await self._batcher.submit(packed.record, packed.details, 1, self._deadline_s(timeout_ms))
+        status, sequence, debit, credit, replayed = _unpack_reply(replies)
+        return _raise_backlog(
+            Outcome(
+                STATUS_OF[status], int(sequence), replayed == 1, int(debit), int(credit), UUID(bytes=packed.id)
+            )
+        )
+
+    async def _external(
+        self,
+        kind: Kind,
+        wallet_id: int,
+        amount_minor: int,
+        key: str | None,
+        transfer_id: UUID | None,
+        currency: str | None,
+        reference: str | None,
+        metadata: Mapping[str, Any] | None,
+        timeout_ms: int | None,
+    ) -> Outcome:
+        incoming = kind is Kind.TOP_UP
+        check_user_wallet_id(wallet_id, "wallet_id")
+        if currency is None:
+            currency = await self._currency_of(wallet_id, timeout_ms)
+        if currency is None:
+            packed_id = self._packer.id_of(key, transfer_id)
+            missing = Status.CREDIT_WALLET_NOT_FOUND if incoming else Status.DEBIT_WALLET_NOT_FOUND
+            return Outcome(missing, 0, False, 0, 0, UUID(bytes=packed_id))
+        outside = self.external_wallet(currency)
+        debit, credit = (outside, wallet_id) if incoming else (wallet_id, outside)
+        return await self._one(
+            Transfer(debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata), timeout_ms
+        )
+
+    async def _currency_of(self, wallet_id: int, timeout_ms: int | None) -> str | None:
+        """A wallet's currency, which never changes, so it may be kept."""
+        currency = self._currencies.get(wallet_id)
+        if currency is None and (balance := await self.balance(wallet_id, timeout_ms=timeout_ms)) is not None:
+            if len(self._currencies) >= MAX_CACHED_CURRENCIES:
+                self._currencies.clear()
+            currency = self._currencies[wallet_id] = balance.currency
+        return currency
+
+    def _deadline_s(self, timeout_ms: int | None) -> float:
+        return self._loop.time() + _check_timeout(self._timeout_ms if timeout_ms is None else timeout_ms) / 1000
+
+
+_unpack_reply = REPLY.struct.unpack
+
+
+def _outcomes(chunk: list[Packed], replies: bytes) -> list[Outcome]:
+    return unpack_replies(replies, [request.id for request in chunk])
+
+
+def _raise_backlog(outcome: Outcome) -> Outcome:
+    if outcome.status is Status.LEDGER_BACKLOG:
+        raise LedgerBacklog("the ledger is too far behind the journal; send the same id again")
+    return outcome
+
+
+def _balance(wallet_id: int, packed: bytes) -> Balance | None:
+    if not packed:
+        return None
+    wallet = WALLET.unpack(packed)
+    currency = wallet["currency"]
+    assert isinstance(currency, bytes)
+    return Balance(
+        wallet_id,
+        unpack_currency(currency),
+        int(wallet["available"]),
+        int(wallet["locked"]),
+        int(wallet["version"]),
+        int(wallet["overdraft_limit"]),
+    )
+
+
+async def _until(attempt: Callable[[], Awaitable[_T]], deadline_s: float) -> _T:
+    """Try until it works or the deadline passes; then the last Unavailable is raised."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return await attempt()
+        except Unavailable:
+            if loop.time() + _POLL_S >= deadline_s:
+                raise
+            await asyncio.sleep(_POLL_S)
+
+
+def _check_timeout(timeout_ms: int) -> int:
+    if type(timeout_ms) is not int or not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
+        raise InvalidRequest("timeout_ms", f"an integer from 1 to {MAX_TIMEOUT_MS}", timeout_ms)
+    return timeout_ms
+
+
+def _check_settings(shard: int, scope: str, digest_key: bytes | None, timeout_ms: int, max_queued: int) -> None:
+    if type(shard) is not int or not 0 <= shard <= MAX_SHARD:
+        raise InvalidRequest("shard", f"an integer from 0 to {MAX_SHARD}", shard)
+    if scope.startswith("\0"):
+        raise InvalidRequest("scope", "text that does not start with NUL", scope)
+    if digest_key is not None and not 16 <= len(digest_key) <= 64:
+        raise InvalidRequest("digest_key", "16 to 64 bytes", f"{len(digest_key)} bytes")
+    if type(max_queued) is not int or max_queued < MAX_BATCH:
+        raise InvalidRequest("max_queued", f"an integer of at least {MAX_BATCH}", max_queued)
+    _check_timeout(timeout_ms)

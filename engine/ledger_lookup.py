@@ -1,0 +1,57 @@
+"""What an engine asks Postgres: who the deployment is, and what became of a transfer that Redis no longer knows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from engine.domain.status import Status
+from engine.domain.transfer import Outcome
+from engine.errors import Unavailable
+
+
+class Deployment(NamedTuple):
+    id: bytes
+    key_fingerprint: bytes
+
+
+class LedgerLookup:
+    """Short queries, a connection each: they are rare, and must not hold one while idle."""
+
+    def __init__(self, postgres_url: str, timeout_s: int = 5) -> None:
+        self._url = postgres_url
+        self._timeout_s = timeout_s
+
+    async def deployment(self) -> Deployment | None:
+        """The deployment that this ledger belongs to; None for a new one."""
+        async with await self._connect() as connection:
+            found = await connection.execute("select to_regclass('deployment') is not null")
+            if not (await found.fetchone() or (False,))[0]:
+                return None
+            cursor = await connection.execute("select id, key_fingerprint from deployment")
+            row = await cursor.fetchone()
+            return Deployment(row[0].bytes, bytes(row[1])) if row else None
+
+    async def transfer(self, transfer_id: UUID) -> Outcome | None:
+        """The posted outcome of a transfer that the ledger has; None if it has none."""
+        async with await self._connect() as connection:
+            cursor = await connection.execute(_TRANSFER, (transfer_id,))
+            row = await cursor.fetchone()
+            return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id) if row else None
+
+    async def _connect(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
+        try:
+            return await psycopg.AsyncConnection.connect(self._url, connect_timeout=self._timeout_s, autocommit=True)
+        except psycopg.OperationalError as error:
+            raise Unavailable(f"the ledger cannot be reached: {error}") from error
+
+
+_TRANSFER = """
+select t.sequence, d.available_after, c.available_after
+from transfer t
+join ledger_entry d on d.wallet_id = t.debit_wallet_id and d.version = t.debit_version
+join ledger_entry c on c.wallet_id = t.credit_wallet_id and c.version = t.credit_version
+where t.id = %s
+"""
