@@ -1,7 +1,7 @@
 """Decides: the async client over Redis.
 
-    async with Engine.connect(redis_url) as engine:
-        outcome = await engine.transfer(debit=1, credit=2, amount_minor=500, key="order-17")
+async with Engine.connect(redis_url) as engine:
+    outcome = await engine.transfer(debit=1, credit=2, amount_minor=500, key="order-17")
 """
 
 from engine.client import Engine

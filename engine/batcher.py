@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import structlog
 
@@ -23,6 +23,9 @@ from engine.wire import MAX_BATCH, REPLY, REPLY_HEADER, request_ids
 
 DEPTH = 2
 """Batches in flight at once: while the server decides one, the other is on its way. More only delays answers."""
+
+EAGER = 32
+"""Waiting requests that leave at once instead of at the end of the loop's turn, so that server and client overlap."""
 
 MAX_QUEUED = 65_536
 
@@ -44,8 +47,11 @@ class NoReply(Exception):
     """A transport's word that the connection ended between send and reply: the batch may have been decided."""
 
 
-Transport = Callable[[bytes, bytes, int], Awaitable[bytes]]
-"""(requests, details, not_after_ms) -> the reply of `post`; raises NotApplied, NoReply or Fatal."""
+Transport = Callable[[bytes, bytes, int], asyncio.Future[bytes]]
+"""(requests, details, not_after_ms) -> a future of the reply of `post`, which raises NotApplied, NoReply or Fatal.
+
+The batch is on its way when this returns: the server decides it while this process gathers the next one.
+"""
 
 
 class ServerClock:
@@ -62,7 +68,7 @@ class ServerClock:
 
 
 class _Call:
-    __slots__ = ("count", "deadline_s", "details", "flying", "future", "lost", "records", "refusal")
+    __slots__ = ("alone", "count", "deadline_s", "details", "flying", "future", "lost", "records", "refusal")
 
     def __init__(self, records: bytes, details: bytes, count: int, deadline_s: float, future: asyncio.Future[bytes]):
         self.records = records
@@ -72,6 +78,7 @@ class _Call:
         self.future = future
         self.flying = False
         self.lost = False
+        self.alone = False
         self.refusal: Unavailable | None = None
 
     def expire(self) -> None:
@@ -101,7 +108,8 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Call] = deque()
         self._queued = 0
-        self._flights: dict[asyncio.Task[None], list[_Call]] = {}
+        self._flights: dict[asyncio.Future[bytes], list[_Call]] = {}
+        self._eager = EAGER
         self._flush_soon = False
         self._backoff_s = 0.0
         self._pause: asyncio.TimerHandle | None = None
@@ -119,9 +127,12 @@ class Batcher:
         call = _Call(records, details, count, deadline_s, self._loop.create_future())
         self._queue.append(call)
         self._queued += count
-        if not self._flush_soon and len(self._flights) < self._depth:
-            self._flush_soon = True
-            self._loop.call_soon(self._flush)
+        if len(self._flights) < self._depth:
+            if self._queued >= self._eager:
+                self._flush()
+            elif not self._flush_soon:
+                self._flush_soon = True
+                self._loop.call_soon(self._flush)
         if self._expiry is None or deadline_s < self._expiry.when():
             self._expire_at(deadline_s)
         return call.future
@@ -129,7 +140,7 @@ class Batcher:
     async def drain(self) -> None:
         """Wait until every call has ended, each by its answer or its deadline."""
         while self._queue or self._flights:
-            await asyncio.sleep(0.001)
+            await asyncio.wait([*self._flights, *(call.future for call in self._queue)])
         for timer in (self._expiry, self._pause):
             if timer is not None:
                 timer.cancel()
@@ -139,9 +150,7 @@ class Batcher:
         while self._queue and self._pause is None and len(self._flights) < self._depth:
             batch = self._take()
             if batch:
-                flight = self._loop.create_task(self._fly(batch))
-                self._flights[flight] = batch
-                flight.add_done_callback(self._landed)
+                self._send(batch)
 
     def _take(self) -> list[_Call]:
         batch: list[_Call] = []
@@ -149,47 +158,60 @@ class Batcher:
         while queue and queue[0].count <= room:
             call = queue.popleft()
             self._queued -= call.count
-            if not call.future.done():  # else it expired, or its caller gave up
-                call.flying = True
-                batch.append(call)
-                room -= call.count
+            if call.future.done():  # it expired, or its caller gave up
+                continue
+            if call.alone and batch:
+                queue.appendleft(call)
+                self._queued += call.count
+                break
+            call.flying = True
+            batch.append(call)
+            room = 0 if call.alone else room - call.count
         return batch
 
-    def _landed(self, flight: asyncio.Task[None]) -> None:
-        del self._flights[flight]
-        if not flight.cancelled() and (error := flight.exception()) is not None:
+    def _send(self, batch: list[_Call]) -> None:
+        self.batches_sent += 1
+        flight = self._transport(
+            b"".join([call.records for call in batch]),
+            b"".join([call.details for call in batch]),
+            self._clock.at(min([call.deadline_s for call in batch])),
+        )
+        self._flights[flight] = batch
+        flight.add_done_callback(self._landed)
+
+    def _landed(self, flight: asyncio.Future[bytes]) -> None:
+        """See each call of a flight answered, failed or queued again, and send the next batch."""
+        batch = self._flights.pop(flight)
+        error = flight.exception()
+        if error is None:
+            self._settle(batch, flight.result())
+        elif isinstance(error, NoReply):
+            self._again(batch, in_doubt=True)
+        elif isinstance(error, NotApplied):
+            self._again(batch, refusal=error.reason)
+        elif isinstance(error, CorruptRecord) and len(batch) > 1:
+            # One damaged record fails a whole batch, with nothing written: find the calls that it concerns.
+            for call in batch:
+                call.alone = True
+            self._again(batch, pause=False)
+        elif isinstance(error, Fatal):
+            self._fail(batch, error)
+        else:
             structlog.get_logger().error("batcher.broken", error=repr(error))
+            for call in batch:
+                self._fail([call], OutcomeUnknown(request_ids(call.records)))
+        self._eager = max(EAGER, (self._queued + sum(map(len, self._flights.values()))) // self._depth)
         self._flush()
 
-    async def _fly(self, batch: list[_Call]) -> None:
-        """Send one batch and see each of its calls answered, failed or queued again."""
-        self.batches_sent += 1
-        deadline_s = min(call.deadline_s for call in batch)
-        records = b"".join([call.records for call in batch])
-        details = b"".join([call.details for call in batch])
-        try:
-            reply = await self._transport(records, details, self._clock.at(deadline_s))
-        except NoReply:
-            self._again(batch, in_doubt=True)
-        except NotApplied as refused:
-            self._again(batch, refusal=refused.reason)
-        except CorruptRecord as error:
-            await self._isolate(batch, error)
-        except Fatal as error:
-            self._fail(batch, error)
-        except BaseException:
-            # Not a word of the transport: this flight is over, and what it did is not known.
-            self._fail(batch, OutcomeUnknown(request_ids(records)))
-            raise
+    def _settle(self, batch: list[_Call], reply: bytes) -> None:
+        self._clock.observe(REPLY_HEADER.struct.unpack_from(reply)[0], self._loop.time())
+        status = reply[REPLY_HEADER.size]
+        if status == _SHARD_NOT_OPEN:
+            self._again(batch, refusal=ShardNotOpen("the shard waits for its persister to check its history"))
+        elif status == _DEADLINE_PASSED:
+            self._again(batch, refusal=Unavailable("the deadline passed before the server decided"), pause=False)
         else:
-            self._clock.observe(REPLY_HEADER.struct.unpack_from(reply)[0], self._loop.time())
-            status = reply[REPLY_HEADER.size]
-            if status == _SHARD_NOT_OPEN:
-                self._again(batch, refusal=ShardNotOpen("the shard waits for its persister to check its history"))
-            elif status == _DEADLINE_PASSED:
-                self._again(batch, refusal=Unavailable("the deadline passed before the server decided"), pause=False)
-            else:
-                self._answer(batch, reply)
+            self._answer(batch, reply)
 
     def _answer(self, batch: list[_Call], reply: bytes) -> None:
         self._backoff_s = 0.0
@@ -200,22 +222,18 @@ class Batcher:
                 call.future.set_result(reply[position:end])
             position = end
 
-    async def _isolate(self, batch: list[_Call], error: CorruptRecord) -> None:
-        """One damaged record fails a whole batch, with nothing written: find the calls that it concerns."""
-        if len(batch) == 1:
-            self._fail(batch, error)
-            return
-        middle = len(batch) // 2
-        await self._fly(batch[:middle])
-        await self._fly(batch[middle:])
-
     def _fail(self, batch: list[_Call], error: Fatal | OutcomeUnknown) -> None:
         for call in batch:
             if not call.future.done():
                 call.future.set_exception(error)
 
     def _again(
-        self, batch: list[_Call], *, in_doubt: bool = False, refusal: Unavailable | None = None, pause: bool = True
+        self,
+        batch: list[_Call],
+        *,
+        in_doubt: bool = False,
+        refusal: Unavailable | None = None,
+        pause: bool = True,
     ) -> None:
         """Put the calls back at the head of the queue, in order, and let the server breathe."""
         for call in reversed(batch):
@@ -249,5 +267,3 @@ class Batcher:
         left = [call.deadline_s for call in waiting if call.deadline_s > now]
         if left:
             self._expire_at(min(left))
-
-

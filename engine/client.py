@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from engine.batcher import MAX_QUEUED, Batcher, ServerClock
 from engine.domain.ids import id_deriver, key_fingerprint
 from engine.domain.money import unpack_currency
-from engine.domain.status import STATUS_OF, Status
-from engine.domain.transfer import Kind, OpenWallet, Outcome, Request, Transfer
+from engine.domain.status import NUMBER_OF, STATUS_OF, Status
+from engine.domain.transfer import Kind, OpenWallet, Outcome, Request
 from engine.domain.wallet import MAX_SHARD, Balance, check_user_wallet_id, check_wallet_id, external_wallet_id
 from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, ShardNotOpen, Unavailable
 from engine.ledger_lookup import LedgerLookup
@@ -55,7 +55,7 @@ class Engine:
         self._packer = packer
         self._ledger = ledger
         self._shard_number = shard_number
-        self._timeout_ms = timeout_ms
+        self._timeout_s = timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._batcher = Batcher(shard.post, clock, max_queued=max_queued)
         self._currencies: dict[int, str] = {}
@@ -84,12 +84,19 @@ class Engine:
         redis = connect_redis(redis_url)
         try:
             engine = await cls._start(
-                redis, LedgerLookup(postgres_url) if postgres_url else None, shard, scope, digest_key, timeout_ms, max_queued
+                redis,
+                LedgerLookup(postgres_url) if postgres_url else None,
+                shard,
+                scope,
+                digest_key,
+                timeout_ms,
+                max_queued,
             )
             try:
                 yield engine
             finally:
                 await engine._batcher.drain()
+                await engine._shard.close()
         finally:
             await redis.aclose()
 
@@ -115,6 +122,7 @@ class Engine:
                 raise ShardNotOpen("the server is empty: a persister has to open it first")
             return meta
 
+        await shard.connect()
         meta = await _until(meet, loop.time() + timeout_ms / 1000)
         deployment = meta["deployment"]
         key = deployment if digest_key is None else digest_key
@@ -151,7 +159,10 @@ class Engine:
         WALLET_EXISTS if it was opened under another key. Raises InvalidRequest, Unavailable, OutcomeUnknown.
         """
         opening = OpenWallet(wallet_id, owner_id, currency, overdraft_limit_minor, key, id)
-        return _raise_backlog((await self.open_wallets([opening], timeout_ms=timeout_ms))[0])
+        [outcome] = await self.open_wallets([opening], timeout_ms=timeout_ms)
+        if outcome.status is Status.LEDGER_BACKLOG:
+            raise _backlog()
+        return outcome
 
     async def open_wallets(self, openings: Sequence[OpenWallet], *, timeout_ms: int | None = None) -> list[Outcome]:
         """Open many wallets, in order; one Outcome each. See open_wallet and post."""
@@ -189,8 +200,8 @@ class Engine:
         Raises InvalidRequest, Unavailable (nothing applied: Overloaded, ShardNotOpen, LedgerBacklog) or
         OutcomeUnknown. Rule: lua/functions/post.lua; invariants 1 to 4 and 9.
         """
-        return await self._one(
-            Transfer(debit, credit, amount_minor, key, id, Kind.TRANSFER, currency, reference, metadata), timeout_ms
+        return await self._move(
+            debit, credit, amount_minor, key, id, Kind.TRANSFER, currency, reference, metadata, timeout_ms
         )
 
     async def pay(
@@ -207,8 +218,8 @@ class Engine:
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Pay a merchant's wallet. As transfer; the ledger shows it as a payment."""
-        return await self._one(
-            Transfer(debit, merchant, amount_minor, key, id, Kind.PAYMENT, currency, reference, metadata), timeout_ms
+        return await self._move(
+            debit, merchant, amount_minor, key, id, Kind.PAYMENT, currency, reference, metadata, timeout_ms
         )
 
     async def top_up(
@@ -290,9 +301,7 @@ class Engine:
             found += map(_balance, chunk, packed)
         return found
 
-    async def lookup(
-        self, *, key: str | None = None, id: UUID | None = None, timeout_ms: int | None = None
-    ) -> Outcome:
+    async def lookup(self, *, key: str | None = None, id: UUID | None = None, timeout_ms: int | None = None) -> Outcome:
         """What became of a request: its outcome (replayed is True), or one with the status NOT_APPLIED.
 
         NOT_APPLIED is definite for every call whose deadline has passed, in this process or another: the server
@@ -310,23 +319,41 @@ class Engine:
             return record
 
         record = await _until(find, deadline_s)
-        transfer_id = UUID(bytes=packed_id)
         if record:
             status, sequence, debit, credit = IDEMPOTENCY.struct.unpack(record)[:4]
-            return Outcome(STATUS_OF[status], int(sequence), True, int(debit), int(credit), transfer_id)
-        posted = await self._ledger.transfer(transfer_id) if self._ledger else None
-        return posted or Outcome(Status.NOT_APPLIED, 0, False, 0, 0, transfer_id)
+            return Outcome(STATUS_OF[status], int(sequence), True, int(debit), int(credit), packed_id)
+        posted = await self._ledger.transfer(UUID(bytes=packed_id)) if self._ledger else None
+        return posted or Outcome(Status.NOT_APPLIED, 0, False, 0, 0, packed_id)
 
     # Inside
 
-    async def _one(self, request: Transfer, timeout_ms: int | None) -> Outcome:
-        packed = self._packer.pack(request)
-        replies = await self._batcher.submit(packed.record, packed.details, 1, self._deadline_s(timeout_ms))
-        status, sequence, debit, credit, replayed = _unpack_reply(replies)
-        return _raise_backlog(
-            Outcome(
-                STATUS_OF[status], int(sequence), replayed == 1, int(debit), int(credit), UUID(bytes=packed.id)
-            )
+    async def _move(
+        self,
+        debit: int,
+        credit: int,
+        amount_minor: int,
+        key: str | None,
+        transfer_id: UUID | None,
+        kind: Kind,
+        currency: str | None,
+        reference: str | None,
+        metadata: Mapping[str, Any] | None,
+        timeout_ms: int | None,
+    ) -> Outcome:
+        packed_id, record, details = self._packer.pack_transfer(
+            debit, credit, amount_minor, key, transfer_id, kind, currency, reference, metadata
+        )
+        reply = await self._batcher.submit(record, details, 1, self._deadline_s(timeout_ms))
+        status, sequence, debit_available, credit_available, replayed = _unpack_reply(reply)
+        if status == _LEDGER_BACKLOG:
+            raise _backlog()
+        return Outcome(
+            STATUS_OF[status],
+            int(sequence),
+            replayed == 1,
+            int(debit_available),
+            int(credit_available),
+            packed_id,
         )
 
     async def _external(
@@ -348,11 +375,11 @@ class Engine:
         if currency is None:
             packed_id = self._packer.id_of(key, transfer_id)
             missing = Status.CREDIT_WALLET_NOT_FOUND if incoming else Status.DEBIT_WALLET_NOT_FOUND
-            return Outcome(missing, 0, False, 0, 0, UUID(bytes=packed_id))
+            return Outcome(missing, 0, False, 0, 0, packed_id)
         outside = self.external_wallet(currency)
         debit, credit = (outside, wallet_id) if incoming else (wallet_id, outside)
-        return await self._one(
-            Transfer(debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata), timeout_ms
+        return await self._move(
+            debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata, timeout_ms
         )
 
     async def _currency_of(self, wallet_id: int, timeout_ms: int | None) -> str | None:
@@ -365,35 +392,34 @@ class Engine:
         return currency
 
     def _deadline_s(self, timeout_ms: int | None) -> float:
-        return self._loop.time() + _check_timeout(self._timeout_ms if timeout_ms is None else timeout_ms) / 1000
+        if timeout_ms is None:
+            return self._loop.time() + self._timeout_s
+        return self._loop.time() + _check_timeout(timeout_ms) / 1000
 
 
 _unpack_reply = REPLY.struct.unpack
+_LEDGER_BACKLOG = NUMBER_OF[Status.LEDGER_BACKLOG]
 
 
 def _outcomes(chunk: list[Packed], replies: bytes) -> list[Outcome]:
     return unpack_replies(replies, [request.id for request in chunk])
 
 
-def _raise_backlog(outcome: Outcome) -> Outcome:
-    if outcome.status is Status.LEDGER_BACKLOG:
-        raise LedgerBacklog("the ledger is too far behind the journal; send the same id again")
-    return outcome
+def _backlog() -> LedgerBacklog:
+    return LedgerBacklog("the ledger is too far behind the journal; send the same id again")
 
 
 def _balance(wallet_id: int, packed: bytes) -> Balance | None:
     if not packed:
         return None
     wallet = WALLET.unpack(packed)
-    currency = wallet["currency"]
-    assert isinstance(currency, bytes)
     return Balance(
         wallet_id,
-        unpack_currency(currency),
-        int(wallet["available"]),
-        int(wallet["locked"]),
-        int(wallet["version"]),
-        int(wallet["overdraft_limit"]),
+        unpack_currency(wallet["currency"]),
+        wallet["available"],
+        wallet["locked"],
+        wallet["version"],
+        wallet["overdraft_limit"],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -39,9 +39,9 @@ class LedgerLookup:
         async with await self._connect() as connection:
             cursor = await connection.execute(_TRANSFER, (transfer_id,))
             row = await cursor.fetchone()
-            return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id) if row else None
+            return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id.bytes) if row else None
 
-    async def _connect(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
+    async def _connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         try:
             return await psycopg.AsyncConnection.connect(self._url, connect_timeout=self._timeout_s, autocommit=True)
         except psycopg.OperationalError as error:

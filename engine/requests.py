@@ -43,9 +43,7 @@ class Packed(NamedTuple):
 
 
 def pack_details(reference: str | None, metadata: Mapping[str, Any] | None) -> bytes:
-    """A JSON array [reference, metadata], or b'' if there is neither."""
-    if reference is None and metadata is None:
-        return b""
+    """A JSON array [reference, metadata], with null for what is absent."""
     if reference is not None:
         _check_reference(reference)
     if metadata is not None:
@@ -93,12 +91,12 @@ class RequestPacker:
     def pack(self, request: Request) -> Packed:
         """Raises InvalidRequest naming the field and its bound."""
         if isinstance(request, Transfer):
-            return self._pack_transfer(*request)
+            return self.pack_transfer(*request)
         if isinstance(request, OpenWallet):
             return self._pack_opening(request)
         raise InvalidRequest("request", "a Transfer or an OpenWallet", request)
 
-    def _pack_transfer(
+    def pack_transfer(
         self,
         debit: int,
         credit: int,
@@ -110,10 +108,11 @@ class RequestPacker:
         reference: str | None,
         metadata: Mapping[str, Any] | None,
     ) -> Packed:
+        """As pack, for the fields of a Transfer: the way of a single call, which builds no Transfer."""
         packed_id = self.id_of(key, transfer_id)
         if kind not in MOVEMENTS:
             raise InvalidRequest("kind", "TRANSFER, TOP_UP, PAYMENT or WITHDRAWAL", kind)
-        details = pack_details(reference, metadata)
+        details = b"" if reference is None and metadata is None else pack_details(reference, metadata)
         record = _pack(
             packed_id,
             kind,

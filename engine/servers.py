@@ -13,7 +13,7 @@ from engine.errors import ServerRefused
 
 MIN_REDIS = (7, 2)
 MIN_VALKEY = (8, 0)
-CONFIG_NAMES = ("appendonly", "appendfsync")
+CONFIG_NAMES = ("appendfsync", "no-appendfsync-on-rewrite")
 
 _SECRET_IN_HOST = re.compile(r"(?<=://)([^:@/]*):.*@")
 _SECRET_IN_QUERY = re.compile(r"([?&])((?:ssl)?password)=[^&]*", re.IGNORECASE)
@@ -56,8 +56,10 @@ def check_redis(info: Mapping[str, Any], config: Mapping[str, Any] | None) -> Re
     if policy != "noeviction":
         raise ServerRefused(f"maxmemory-policy is {policy}, which may delete balances: set it to noeviction")
     append_only = int(info.get("aof_enabled", 0)) == 1
-    synced = append_only and config is not None and config.get("appendfsync") == "always"
-    return RedisServer(name, str(version), append_only, synced)
+    always = config is not None and (
+        config.get("appendfsync") == "always" and config.get("no-appendfsync-on-rewrite") == "no"
+    )
+    return RedisServer(name, str(version), append_only, append_only and always)
 
 
 async def check_redis_server(redis: Redis) -> RedisServer:

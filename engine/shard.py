@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from engine.batcher import NoReply, NotApplied
 from engine.errors import CorruptRecord, Fatal, LibraryMismatch, ServerRefused, ShardNotOpen, Unavailable
 from engine.keys import ShardKeys
 from engine.library import ensure_library
+from engine.link import Link, LinkLost, ReplyError
 from engine.wire import META, REPLY_HEADER, WIRE_VERSION
 
 SOCKET_TIMEOUT_S = 5.0
@@ -49,6 +51,7 @@ def connect_redis(url: str, *, connections: int = 8) -> Redis:
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=SOCKET_TIMEOUT_S,
         max_connections=connections,
+        protocol=2,  # no push messages: engine/link.py takes every reply for an answer
     )
 
 
@@ -63,47 +66,79 @@ def unpack_state(reply: Sequence[Any]) -> ShardState:
     )
 
 
+_WORD_OF: dict[type[Exception], str] = {
+    BusyLoadingError: "LOADING",
+    ReadOnlyError: "READONLY",
+    OutOfMemoryError: "OOM",
+    AuthenticationError: "NOAUTH",
+    NoPermissionError: "NOPERM",
+}
+"""The first words that redis-py takes off an error reply when it has a class of its own for it."""
+
+_TRY_AGAIN = frozenset(
+    ("LOADING", "READONLY", "OOM", "MISCONF", "MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
+)
+"""First words of replies that refuse a call before it ran."""
+
+
 def meaning_of(error: Exception) -> Exception:
-    """A server's error as NotApplied (send again), NoReply (in doubt), or a Fatal that says what is wrong."""
-    if isinstance(error, BusyLoadingError | ReadOnlyError | OutOfMemoryError):
-        return NotApplied(Unavailable(f"the server refused the batch: {error}"))
-    if isinstance(error, AuthenticationError | NoPermissionError):
-        return ServerRefused(f"the server's access rules refuse this user: {error}")
-    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+    """A failed call as NotApplied (send again), NoReply (in doubt), or a Fatal that says what is wrong."""
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError | LinkLost) and type(error) not in _WORD_OF:
         return NoReply()
-    word = str(error).split(" ", 1)[0]
-    if word in ("CORRUPT", "WRONGTYPE"):
-        return CorruptRecord(str(error))
-    if word in ("WIRE", "INVALID"):
-        return LibraryMismatch(f"the server's library does not take this engine's requests: {error}")
+    text = str(error)
+    word = _WORD_OF.get(type(error)) or text.split(" ", 1)[0]
+    if word in _TRY_AGAIN:
+        return NotApplied(Unavailable(f"the server refused the call: {text}"))
     if word == "CLOSED":
-        return ShardNotOpen("the shard waits for its persister to check its history")
-    if word in ("MISCONF", "MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN"):
-        return NotApplied(Unavailable(f"the server refused the batch: {error}"))
-    return Fatal(f"the server answered with an unknown error: {error}")
+        return NotApplied(ShardNotOpen("the shard waits for its persister to check its history"))
+    if word in ("CORRUPT", "WRONGTYPE"):
+        return CorruptRecord(text)
+    if word in ("WIRE", "INVALID"):
+        return LibraryMismatch(f"the server's library does not take this engine's requests: {text}")
+    if word in ("NOAUTH", "NOPERM", "WRONGPASS"):
+        return ServerRefused(f"the server's access rules refuse this user: {text}")
+    return Fatal(f"the server answered with an unknown error: {text}")
 
 
 class Shard:
-    """The functions of one shard, over a redis client that this object does not own."""
+    """The functions of one shard, over a redis client that this object does not own. Made inside an event loop."""
 
     def __init__(self, redis: Redis, shard: int) -> None:
         self.keys = ShardKeys(shard)
         self._redis = redis
+        self._loop = asyncio.get_running_loop()
+        head = (b"FCALL", b"hotledger_post", b"1", self.keys.tag, b"%d" % WIRE_VERSION)
+        prefix = b"*%d\r\n" % (len(head) + 3) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in head)
+        self._link = Link(redis, prefix, SOCKET_TIMEOUT_S)
+        self._reloading: asyncio.Task[None] | None = None
 
-    async def post(self, records: bytes, details: bytes, not_after_ms: int) -> bytes:
+    async def connect(self) -> None:
+        await self._link.connected()
+
+    async def close(self) -> None:
+        await self._link.close()
+
+    def post(self, records: bytes, details: bytes, not_after_ms: int) -> asyncio.Future[bytes]:
         """The Transport of a Batcher; see lua/functions/post.lua."""
+        answer: asyncio.Future[bytes] = self._loop.create_future()
         try:
-            reply: bytes = await self._redis.execute_command(
-                "FCALL", "hotledger_post", 1, self.keys.tag, WIRE_VERSION, records, details, not_after_ms
-            )
-        except RedisError as error:
-            if _function_is_missing(error):
-                await self._reload()
-                raise NotApplied(ShardNotOpen("the server had lost its function library; it is loaded again")) from None
-            raise meaning_of(error) from error
-        except OSError as error:
-            raise NoReply from error
-        return reply
+            reply = self._link.call(records, details, b"%d" % not_after_ms)
+        except Unavailable as error:
+            answer.set_exception(NotApplied(error))
+            return answer
+
+        def translate(done: asyncio.Future[bytes]) -> None:
+            error = done.exception()
+            if error is None:
+                answer.set_result(done.result())
+            elif _function_is_missing(error):
+                self._reload_soon()
+                answer.set_exception(NotApplied(ShardNotOpen("the server had lost its function library")))
+            else:
+                answer.set_exception(meaning_of(error) if isinstance(error, Exception) else error)
+
+        reply.add_done_callback(translate)
+        return answer
 
     async def state(self) -> ShardState:
         return unpack_state(await self._read("hotledger_state"))
@@ -126,13 +161,16 @@ class Shard:
             if _function_is_missing(error):
                 await self._reload()
                 raise ShardNotOpen("the server had lost its function library; it is loaded again") from None
-            match meaning_of(error):
-                case NotApplied() as refused:
-                    raise refused.reason from error
-                case NoReply():
-                    raise Unavailable(f"the server cannot be reached: {error}") from error
-                case meant:
-                    raise meant from error
+            meant = meaning_of(error)
+            if isinstance(meant, NotApplied):
+                raise meant.reason from error
+            if isinstance(meant, NoReply):
+                raise Unavailable(f"the server cannot be reached: {error}") from error
+            raise meant from error
+
+    def _reload_soon(self) -> None:
+        if self._reloading is None or self._reloading.done():
+            self._reloading = self._loop.create_task(self._reload())
 
     async def _reload(self) -> None:
         structlog.get_logger().warning("library.lost", shard=self.keys.tag.decode())
@@ -142,5 +180,5 @@ class Shard:
             return  # the next call finds out
 
 
-def _function_is_missing(error: Exception) -> bool:
-    return isinstance(error, ResponseError) and "Function not found" in str(error)
+def _function_is_missing(error: BaseException) -> bool:
+    return isinstance(error, ResponseError | ReplyError) and "Function not found" in str(error)

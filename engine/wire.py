@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from engine.domain.status import STATUS_OF
@@ -52,12 +53,11 @@ class Layout:
     def lua_format(self) -> str:
         return "<" + "".join(_LUA_CODE.get(code) or "c" + code[:-1] for _, code in self.fields)
 
-    def unpack(self, packed: bytes) -> dict[str, int | bytes]:
+    def unpack(self, packed: bytes) -> dict[str, Any]:
         """The record's fields by name; numbers as int. struct.error if the size is wrong."""
         values = self.struct.unpack(packed)
         return {
-            name: int(value) if code == "d" else value
-            for (name, code), value in zip(self.fields, values, strict=True)
+            name: int(value) if code == "d" else value for (name, code), value in zip(self.fields, values, strict=True)
         }
 
 
@@ -142,9 +142,7 @@ META = Layout(
     ),
 )
 
-ANSWER = Layout(
-    "ANSWER", (("status", "B"), ("sequence", "d"), ("debit_available", "d"), ("credit_available", "d"))
-)
+ANSWER = Layout("ANSWER", (("status", "B"), ("sequence", "d"), ("debit_available", "d"), ("credit_available", "d")))
 
 # What is kept under a transfer id: the answer, then the content it was given for.
 IDEMPOTENCY = Layout("IDEMPOTENCY", (*ANSWER.fields, *CONTENT.fields))
@@ -189,7 +187,7 @@ def unpack_replies(replies: bytes, ids: Iterable[bytes]) -> list[Outcome]:
             replayed == 1,
             int(debit_available),
             int(credit_available),
-            UUID(bytes=transfer_id),
+            transfer_id,
         )
         for (status, sequence, debit_available, credit_available, replayed), transfer_id in zip(
             REPLY.struct.iter_unpack(replies), ids, strict=True

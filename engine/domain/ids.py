@@ -11,6 +11,7 @@ from engine.errors import InvalidRequest
 
 ID_BYTES = 16
 FINGERPRINT_BYTES = 8
+_KEPT_SCOPES = 1000
 
 
 def key_fingerprint(digest_key: bytes) -> bytes:
@@ -27,11 +28,19 @@ def id_deriver(digest_key: bytes) -> Callable[[str, str], bytes]:
     digest_key: up to 64 bytes. The scope keeps tenants apart: one's key never meets another's.
     """
     blank = hashlib.blake2b(key=digest_key, digest_size=ID_BYTES, person=b"hotledger.id")
+    scopes: dict[str, hashlib.blake2b] = {}
 
-    def derive(scope: str, key: str) -> bytes:
+    def begin(scope: str) -> hashlib.blake2b:
         digest = blank.copy()
         scope_bytes = scope.encode()
-        digest.update(b"%d:%b:%b" % (len(scope_bytes), scope_bytes, key.encode()))
+        digest.update(b"%d:%b:" % (len(scope_bytes), scope_bytes))
+        if len(scopes) < _KEPT_SCOPES:
+            scopes[scope] = digest
+        return digest
+
+    def derive(scope: str, key: str) -> bytes:
+        digest = (scopes.get(scope) or begin(scope)).copy()
+        digest.update(key.encode())
         packed = bytearray(digest.digest())
         packed[6] = packed[6] & 0x0F | 0x80
         packed[8] = packed[8] & 0x3F | 0x80

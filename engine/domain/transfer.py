@@ -80,7 +80,12 @@ class Outcome(NamedTuple):
     replayed: bool
     debit_available_minor: int
     credit_available_minor: int
-    transfer_id: UUID
+    id_bytes: bytes
+
+    @property
+    def transfer_id(self) -> UUID:
+        """The id that the request was decided under: the caller's, or the one derived from its key."""
+        return UUID(bytes=self.id_bytes)
 
     @property
     def posted(self) -> bool:
