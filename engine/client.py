@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
-from redis.asyncio import Redis
-
 from engine.batcher import MAX_QUEUED, Batcher, ServerClock
 from engine.domain.ids import id_deriver, key_fingerprint
 from engine.domain.money import unpack_currency
@@ -18,9 +16,7 @@ from engine.domain.transfer import Kind, OpenWallet, Outcome, Request
 from engine.domain.wallet import MAX_SHARD, Balance, check_user_wallet_id, check_wallet_id, external_wallet_id
 from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, ShardNotOpen, Unavailable
 from engine.ledger_lookup import LedgerLookup
-from engine.library import ensure_library
 from engine.requests import Packed, RequestPacker
-from engine.servers import check_redis_server
 from engine.shard import Shard, connect_redis
 from engine.wire import IDEMPOTENCY, MAX_BATCH, REPLY, WALLET, unpack_replies
 
@@ -82,28 +78,22 @@ class Engine:
         """
         _check_settings(shard, scope, digest_key, timeout_ms, max_queued)
         redis = connect_redis(redis_url)
+        connection = Shard(redis, shard)
+        ledger = LedgerLookup(postgres_url) if postgres_url else None
         try:
-            engine = await cls._start(
-                redis,
-                LedgerLookup(postgres_url) if postgres_url else None,
-                shard,
-                scope,
-                digest_key,
-                timeout_ms,
-                max_queued,
-            )
+            engine = await cls._start(connection, ledger, shard, scope, digest_key, timeout_ms, max_queued)
             try:
                 yield engine
             finally:
                 await engine._batcher.drain()
-                await engine._shard.close()
         finally:
+            await connection.close()
             await redis.aclose()
 
     @classmethod
     async def _start(
         cls,
-        redis: Redis,
+        shard: Shard,
         ledger: LedgerLookup | None,
         shard_number: int,
         scope: str,
@@ -112,11 +102,9 @@ class Engine:
         max_queued: int,
     ) -> Engine:
         loop = asyncio.get_running_loop()
-        shard = Shard(redis, shard_number)
 
         async def meet() -> Mapping[str, Any]:
-            await check_redis_server(redis)
-            await ensure_library(redis)
+            await shard.prepare()
             meta = (await shard.state()).meta
             if meta is None:
                 raise ShardNotOpen("the server is empty: a persister has to open it first")
@@ -133,9 +121,7 @@ class Engine:
                 f"Redis belongs to deployment {UUID(bytes=deployment)}, Postgres to {UUID(bytes=known.id)}"
             )
         clock = ServerClock()
-        before = loop.time()
-        seconds, microseconds = await redis.time()
-        clock.observe(seconds * 1000 + microseconds / 1000, before + (loop.time() - before))
+        clock.observe(await shard.time_ms(), loop.time())
         packer = RequestPacker(id_deriver(key), scope)
         return cls(shard, clock, packer, ledger, shard_number, timeout_ms, max_queued)
 

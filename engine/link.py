@@ -30,7 +30,7 @@ class _Wire(asyncio.Protocol):
     """Replies to futures, first come first served."""
 
     def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection  # kept alive: it closes its socket when it is collected
+        self.connection = connection  # kept alive: it closes its socket when it is collected
         assert connection._writer is not None  # noqa: S101 -- it has just connected
         self.transport = connection._writer.transport
         self.lost = False
@@ -109,10 +109,17 @@ class Link:
         for handle in (self._watch, self._connecting):
             if handle is not None:
                 handle.cancel()
+        await self._drop()
+
+    async def _drop(self) -> None:
+        """Close what is left of the connection on redis-py's side too."""
         if self._wire is not None:
             self._wire.transport.abort()
+            await self._wire.connection.disconnect(nowait=True)
+            self._wire = None
 
     async def _connect(self) -> None:
+        await self._drop()
         try:
             connection = self._redis.connection_pool.make_connection()
             await connection.connect()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import structlog
@@ -28,6 +29,7 @@ from engine.errors import CorruptRecord, Fatal, LibraryMismatch, ServerRefused, 
 from engine.keys import ShardKeys
 from engine.library import ensure_library
 from engine.link import Link, LinkLost, ReplyError
+from engine.servers import RedisServer, check_redis_server
 from engine.wire import META, REPLY_HEADER, WIRE_VERSION
 
 SOCKET_TIMEOUT_S = 5.0
@@ -153,20 +155,28 @@ class Shard:
         header, record = await self._read("hotledger_lookup", transfer_id)
         return int(REPLY_HEADER.struct.unpack(header)[0]), record
 
+    async def prepare(self) -> RedisServer:
+        """Judge the server and load the library if need be. Raises ServerRefused, LibraryMismatch, Unavailable."""
+        with _errors_translated():
+            server = await check_redis_server(self._redis)
+            await ensure_library(self._redis)
+            return server
+
+    async def time_ms(self) -> float:
+        with _errors_translated():
+            seconds, microseconds = await self._redis.time()
+            return float(seconds * 1000 + microseconds / 1000)
+
     async def _read(self, function: str, *args: bytes) -> Any:
         """Call a function that writes nothing. Every failure to reach it is Unavailable: reading again is safe."""
-        try:
-            return await self._redis.execute_command("FCALL_RO", function, 1, self.keys.tag, *args)
-        except (RedisError, OSError) as error:
-            if _function_is_missing(error):
-                await self._reload()
-                raise ShardNotOpen("the server had lost its function library; it is loaded again") from None
-            meant = meaning_of(error)
-            if isinstance(meant, NotApplied):
-                raise meant.reason from error
-            if isinstance(meant, NoReply):
-                raise Unavailable(f"the server cannot be reached: {error}") from error
-            raise meant from error
+        with _errors_translated():
+            try:
+                return await self._redis.execute_command("FCALL_RO", function, 1, self.keys.tag, *args)
+            except ResponseError as error:
+                if not _function_is_missing(error):
+                    raise
+            await self._reload()
+            raise ShardNotOpen("the server had lost its function library; it is loaded again")
 
     def _reload_soon(self) -> None:
         if self._reloading is None or self._reloading.done():
@@ -178,6 +188,20 @@ class Shard:
             await ensure_library(self._redis)
         except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, BusyLoadingError, OSError):
             return  # the next call finds out
+
+
+@contextmanager
+def _errors_translated() -> Iterator[None]:
+    """For calls that may simply be made again: what is no one's fault becomes Unavailable."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        meant = meaning_of(error)
+        if isinstance(meant, NotApplied):
+            raise meant.reason from error
+        if isinstance(meant, NoReply):
+            raise Unavailable(f"the server cannot be reached: {error}") from error
+        raise meant from error
 
 
 def _function_is_missing(error: BaseException) -> bool:

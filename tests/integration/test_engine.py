@@ -1,0 +1,398 @@
+"""The engine against a real server: answers, coalescing, deadlines, and what happens to a call when things break."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from engine import (
+    CorruptRecord,
+    Engine,
+    HistoryMismatch,
+    InvalidRequest,
+    Kind,
+    LedgerBacklog,
+    LibraryMismatch,
+    OpenWallet,
+    OutcomeUnknown,
+    Overloaded,
+    ServerRefused,
+    ShardNotOpen,
+    Status,
+    Transfer,
+    Unavailable,
+    external_wallet_id,
+)
+from engine.library import LIBRARY_VERSION, library_code
+from tests.fixtures.proxy import proxy_to
+from tests.fixtures.shard import DEPLOYMENT, ShardDriver
+
+
+def url_of(shard: ShardDriver) -> str:
+    return f"unix://{shard.redis.connection_pool.connection_kwargs['path']}"
+
+
+async def fund(engine: Engine, *wallets: int, amount_minor: int = 1000) -> None:
+    await engine.open_wallets([OpenWallet(wallet, 1, "USD") for wallet in wallets])
+    for wallet in wallets:
+        assert (await engine.top_up(wallet, amount_minor, key=f"fund-{wallet}")).posted
+
+
+async def test_a_first_payment(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        opened = await engine.open_wallet(1, owner_id=7, currency="USD")
+        assert (opened.status, opened.sequence, opened.replayed) == (Status.POSTED, 2, False)
+        await engine.open_wallet(2, owner_id=8, currency="USD", overdraft_limit_minor=50)
+        assert (await engine.top_up(1, 1000, key="salary")).posted
+        paid = await engine.pay(1, 2, 300, key="order-17", reference="INV-1", metadata={"table": 4})
+        assert paid[:5] == (Status.POSTED, 5, False, 700, 300)
+        again = await engine.pay(1, 2, 300, key="order-17", reference="INV-1", metadata={"table": 4})
+        assert again == paid._replace(replayed=True)
+        assert isinstance(again.transfer_id, UUID)
+        taken = await engine.withdraw(2, 350, key="cash")
+        assert (taken.status, taken.debit_available_minor, taken.credit_available_minor) == ("POSTED", -50, -650)
+        assert (await engine.withdraw(2, 1, key="more")).status is Status.INSUFFICIENT_FUNDS
+        balance = await engine.balance(2)
+        assert balance is not None
+        assert balance._asdict() == {
+            "wallet_id": 2,
+            "currency": "USD",
+            "available_minor": -50,
+            "locked_minor": 0,
+            "version": 3,
+            "overdraft_limit_minor": 50,
+        }
+        found = await engine.lookup(key="order-17")
+        assert found == again
+        assert (await engine.lookup(id=uuid4())).status is Status.NOT_APPLIED
+
+
+async def test_other_content_under_a_key(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        await engine.transfer(1, 2, 10, key="k", reference="a")
+        statuses = [
+            (await engine.transfer(1, 2, 11, key="k", reference="a")).status,
+            (await engine.pay(1, 2, 10, key="k", reference="a")).status,
+            (await engine.transfer(2, 1, 10, key="k", reference="a")).status,
+            (await engine.transfer(1, 2, 10, key="k", reference="b")).status,
+            (await engine.transfer(1, 2, 10, key="k")).status,
+            (await engine.transfer(1, 2, 10, key="k", reference="a", metadata={})).status,
+            (await engine.transfer(1, 2, 10, key="k", reference="a", currency="USD")).status,
+            (await engine.open_wallet(1, 2, "USD")).status,
+        ]
+        assert [status.removeprefix("EXISTS_WITH_DIFFERENT_") for status in statuses] == [
+            "AMOUNT", "KIND", "DEBIT", "DETAILS", "DETAILS", "DETAILS", "CURRENCY", "OWNER",
+        ]  # fmt: skip
+
+
+async def test_metadata_is_the_same_content_in_any_order(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        await engine.transfer(1, 2, 10, key="k", metadata={"a": 1, "b": [2]})
+        assert (await engine.transfer(1, 2, 10, key="k", metadata={"b": [2], "a": 1})).replayed
+
+
+async def test_concurrent_calls_share_batches_and_keep_every_unit(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, *range(1, 11), amount_minor=10**6)
+        before = engine._batcher.batches_sent
+        outcomes = await asyncio.gather(*(engine.transfer(2 + n % 9, 1, 10, key=f"k{n}") for n in range(3000)))
+        assert all(outcome.posted for outcome in outcomes)
+        assert len({outcome.sequence for outcome in outcomes}) == 3000
+        assert engine._batcher.batches_sent - before < 300
+        merchant = await engine.balance(1)
+        assert merchant is not None
+        assert merchant.available_minor == 10**6 + 30_000
+
+
+async def test_bulk_keeps_order_and_checks_all_before_any(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2, amount_minor=5000)
+        requests: list[Any] = [Transfer(1, 2, 1, key=f"k{n}") for n in range(2500)]
+        requests.insert(1000, OpenWallet(3, 1, "EUR"))
+        outcomes = await engine.post(requests)
+        assert [outcome.sequence for outcome in outcomes] == list(
+            range(outcomes[0].sequence, outcomes[0].sequence + 2501)
+        )
+        before = await engine.balance(1)
+        with pytest.raises(InvalidRequest, match="amount_minor must be an integer from 1 to 9007199254740991, not 0"):
+            await engine.post([Transfer(1, 2, 1, key="new"), Transfer(1, 2, 0, key="bad")])
+        assert await engine.balance(1) == before
+        assert await engine.post([]) == []
+
+
+BAD_CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("amount_minor", {"amount_minor": 0}),
+    ("amount_minor", {"amount_minor": -1}),
+    ("amount_minor", {"amount_minor": 2**53}),
+    ("amount_minor", {"amount_minor": 2**63}),
+    ("amount_minor", {"amount_minor": 1.0}),
+    ("amount_minor", {"amount_minor": True}),
+    ("amount_minor", {"amount_minor": "1"}),
+    ("debit", {"debit": 0}),
+    ("debit", {"debit": 2**63}),
+    ("debit", {"debit": None}),
+    ("credit", {"credit": 2**64}),
+    ("key", {"key": ""}),
+    ("key", {"key": "k" * 256}),
+    ("key", {"key": "\ud800"}),
+    ("key", {"key": None}),
+    ("key", {"id": uuid4()}),
+    ("id", {"key": None, "id": UUID(int=0)}),
+    ("id", {"key": None, "id": "nonsense"}),
+    ("currency", {"currency": "usd"}),
+    ("currency", {"currency": "US"}),
+    ("currency", {"currency": "DOLLARSSS"}),
+    ("reference", {"reference": ""}),
+    ("reference", {"reference": "r" * 65}),
+    ("reference", {"reference": "\0"}),
+    ("metadata", {"metadata": {"k": "v" * 2048}}),
+    ("metadata", {"metadata": {"k": object()}}),
+    ("metadata", {"metadata": {"k": "\0"}}),
+    ("metadata", {"metadata": [1]}),
+    ("timeout_ms", {"timeout_ms": 0}),
+    ("timeout_ms", {"timeout_ms": 10**9}),
+]
+
+
+@pytest.mark.parametrize(("field", "changes"), BAD_CALLS)
+async def test_bad_input_names_the_field_and_changes_nothing(
+    shard: ShardDriver, field: str, changes: dict[str, Any]
+) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        before = shard.image()
+        call: dict[str, Any] = {"debit": 1, "credit": 2, "amount_minor": 10, "key": "k"} | changes
+        with pytest.raises(InvalidRequest) as caught:
+            await engine.transfer(**call)
+        assert caught.value.field == field
+        assert shard.image() == before
+
+
+async def test_edges_of_numbers_come_back_exact(shard: ShardDriver) -> None:
+    most, last_id = 2**53 - 1, 2**63 - 1
+    async with Engine.connect(url_of(shard)) as engine:
+        await engine.open_wallets([OpenWallet(last_id, last_id, "USD"), OpenWallet(last_id - 1, 0, "USD")])
+        outcome = await engine.top_up(last_id, most, key="all")
+        assert (outcome.debit_available_minor, outcome.credit_available_minor) == (-most, most)
+        outcome = await engine.transfer(last_id, last_id - 1, most, key="move")
+        assert (outcome.debit_available_minor, outcome.credit_available_minor) == (0, most)
+        assert [b and b.available_minor for b in await engine.balances([last_id, last_id - 1, 5])] == [0, most, None]
+        assert (await engine.top_up(last_id, 1, key="one more")).status is Status.BALANCE_OUT_OF_RANGE
+
+
+async def test_wallets_that_do_not_exist(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1)
+        assert (await engine.top_up(9, 1, key="a")).status is Status.CREDIT_WALLET_NOT_FOUND
+        assert (await engine.withdraw(9, 1, key="b")).status is Status.DEBIT_WALLET_NOT_FOUND
+        assert (await engine.top_up(9, 1, key="c", currency="JPY")).status is Status.DEBIT_WALLET_NOT_FOUND
+        assert await engine.balance(9) is None
+        with pytest.raises(InvalidRequest):
+            await engine.open_wallet(-5, 1, "USD")
+
+
+async def test_a_closed_shard_is_waited_for_within_the_deadline(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        shard.call("hotledger_close")
+        with pytest.raises(ShardNotOpen):
+            await engine.transfer(1, 2, 1, key="a", timeout_ms=150)
+        waiting = asyncio.ensure_future(engine.transfer(1, 2, 1, key="b"))
+        await asyncio.sleep(0.1)
+        shard.open()
+        assert (await waiting).posted
+        assert (await engine.lookup(key="a")).status is Status.NOT_APPLIED
+
+
+async def test_a_flushed_library_is_loaded_again(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        shard.redis.execute_command("FUNCTION", "FLUSH")
+        waiting = asyncio.ensure_future(engine.transfer(1, 2, 1, key="a"))
+        await asyncio.sleep(0.2)
+        assert not waiting.done(), "a reloaded library must not take payments before a persister opened the shard"
+        shard.open()
+        assert (await waiting).posted
+
+
+async def test_backlog_is_unavailable_and_a_status_in_bulk(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        shard.open(max_backlog=shard.meta()["sequence"] + 1)
+        assert [o.status for o in await engine.post([Transfer(1, 2, 1, key=f"k{n}") for n in range(2)])] == [
+            "POSTED",
+            "LEDGER_BACKLOG",
+        ]
+        with pytest.raises(LedgerBacklog):
+            await engine.transfer(1, 2, 1, key="more")
+        with pytest.raises(LedgerBacklog):
+            await engine.open_wallet(3, 1, "USD")
+        assert (await engine.transfer(1, 2, 1, key="k0")).replayed, "what was decided is answered even then"
+
+
+async def test_a_full_queue_is_overloaded(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard), max_queued=1024) as engine:
+        await fund(engine, 1, 2, amount_minor=10**6)
+        results = await asyncio.gather(
+            *(engine.transfer(1, 2, 1, key=f"k{n}") for n in range(6000)), return_exceptions=True
+        )
+        posted = [result for result in results if not isinstance(result, BaseException)]
+        refused = [result for result in results if isinstance(result, BaseException)]
+        assert posted
+        assert refused
+        assert all(isinstance(result, Overloaded) for result in refused)
+        balance = await engine.balance(2)
+        assert balance is not None
+        assert balance.available_minor == 10**6 + len(posted)
+
+
+async def test_a_cut_between_send_and_reply_is_retried_and_applied_once(shard: ShardDriver, tmp_path: Path) -> None:
+    async with proxy_to(url_of(shard).removeprefix("unix://"), tmp_path) as (proxy, url), Engine.connect(url) as engine:
+        await fund(engine, 1, 2, amount_minor=10**6)
+        for cut in range(5):
+            proxy.swallow_replies = True
+            seen = proxy.requests_seen
+            calls = [asyncio.ensure_future(engine.transfer(1, 2, 1, key=f"{cut}-{n}")) for n in range(50)]
+            while proxy.requests_seen == seen:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+            proxy.cut()
+            proxy.swallow_replies = False
+            outcomes = await asyncio.gather(*calls)
+            assert all(outcome.posted for outcome in outcomes)
+            assert any(outcome.replayed for outcome in outcomes), "the lost batch was decided, so its retry is a replay"
+            assert len({outcome.sequence for outcome in outcomes}) == 50
+        balance = await engine.balance(2)
+        assert balance is not None
+        assert balance.available_minor == 10**6 + 250
+
+
+async def test_no_reply_by_the_deadline_is_unknown_and_lookup_tells(shard: ShardDriver, tmp_path: Path) -> None:
+    async with proxy_to(url_of(shard).removeprefix("unix://"), tmp_path) as (proxy, url), Engine.connect(url) as engine:
+        await fund(engine, 1, 2)
+        proxy.swallow_replies = True
+        with pytest.raises(OutcomeUnknown) as caught:
+            await engine.transfer(1, 2, 5, key="k", timeout_ms=100)
+        async with Engine.connect(url_of(shard)) as other:
+            found = await other.lookup(key="k")
+            assert found.posted
+            assert caught.value.transfer_ids == [found.transfer_id]
+        proxy.swallow_replies = False
+        proxy.cut()
+        assert (await engine.transfer(1, 2, 5, key="k")).replayed
+
+
+async def test_a_server_that_stalls_past_the_deadline_never_applies_late(shard: ShardDriver) -> None:
+    """The request lies in the server's socket while it is busy; when it gets to it, the deadline has passed."""
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        before = await engine.balance(2)
+        busy = asyncio.get_running_loop().run_in_executor(
+            None, shard.redis.execute_command, "FCALL", "hotledger_touch", 1, shard.keys.tag
+        )
+        await busy
+        shard.redis.execute_command("CLIENT", "PAUSE", 400, "WRITE")
+        with pytest.raises(OutcomeUnknown):
+            await engine.transfer(1, 2, 5, key="k", timeout_ms=100)
+        await asyncio.sleep(0.5)
+        assert (await engine.lookup(key="k")).status is Status.NOT_APPLIED
+        assert await engine.balance(2) == before
+        assert (await engine.transfer(1, 2, 5, key="k")).replayed is False
+
+
+async def test_an_unreachable_server_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        async with Engine.connect(f"unix://{tmp_path}/none.sock", timeout_ms=200):
+            pass
+
+
+async def test_a_damaged_wallet_fails_its_own_calls_only(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2, 3)
+        shard.redis.set(shard.keys.wallet(2), b"rubbish")
+        results = await asyncio.gather(
+            *(engine.transfer(1, wallet, 1, key=f"{wallet}-{n}") for n in range(10) for wallet in (2, 3)),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results[::2]] == [CorruptRecord] * 10
+        assert all(not isinstance(result, BaseException) and result.posted for result in results[1::2])
+
+
+async def test_scopes_keep_keys_apart(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard), scope="a") as one, Engine.connect(url_of(shard), scope="b") as two:
+        await fund(one, 1, 2)
+        assert not (await one.transfer(1, 2, 1, key="k")).replayed
+        assert not (await two.transfer(1, 2, 1, key="k")).replayed
+        assert (await one.transfer(1, 2, 1, key="k")).replayed
+
+
+async def test_another_digest_key_is_refused(shard: ShardDriver) -> None:
+    with pytest.raises(HistoryMismatch, match="digest key"):
+        async with Engine.connect(url_of(shard), digest_key=b"another key of 16+"):
+            pass
+    async with Engine.connect(url_of(shard), digest_key=DEPLOYMENT):
+        pass
+
+
+async def test_an_evicting_server_is_refused(shard: ShardDriver) -> None:
+    shard.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ServerRefused, match="allkeys-lru"):
+            async with Engine.connect(url_of(shard)):
+                pass
+    finally:
+        shard.redis.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_library_versions(shard: ShardDriver) -> None:
+    async def load(version: int, extra: str = "") -> None:
+        code = library_code().replace(f"LIBRARY_VERSION = {LIBRARY_VERSION}", f"LIBRARY_VERSION = {version}") + extra
+        shard.redis.execute_command("FUNCTION", "LOAD", "REPLACE", code)
+
+    def loaded() -> str:
+        [library] = shard.redis.function_list(library="hotledger", withcode=True)
+        return str(library)
+
+    await load(LIBRARY_VERSION, "\n-- other code")
+    with pytest.raises(LibraryMismatch, match="other code"):
+        async with Engine.connect(url_of(shard)):
+            pass
+    await load(LIBRARY_VERSION + 1)
+    async with Engine.connect(url_of(shard)):
+        assert f"LIBRARY_VERSION = {LIBRARY_VERSION + 1}" in loaded(), "a newer version stays"
+    await load(LIBRARY_VERSION - 1)
+    async with Engine.connect(url_of(shard)):
+        assert f"LIBRARY_VERSION = {LIBRARY_VERSION}\\n" in loaded() or library_code() in loaded()
+
+
+async def test_a_cancelled_call_leaves_the_engine_well(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        calls = [asyncio.ensure_future(engine.transfer(1, 2, 1, key=f"k{n}")) for n in range(20)]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
+        assert (await engine.transfer(1, 2, 1, key="after")).posted
+
+
+async def test_leaving_waits_for_the_calls_in_flight(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        calls = [asyncio.ensure_future(engine.transfer(1, 2, 1, key=f"k{n}")) for n in range(100)]
+        await asyncio.sleep(0)
+    assert all(call.result().posted for call in calls)
+
+
+async def test_kinds_that_do_not_move_money_are_no_transfers(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        with pytest.raises(InvalidRequest, match="kind"):
+            await engine.post([Transfer(1, 2, 1, key="k", kind=Kind.OPEN_WALLET)])
+        assert engine.external_wallet("USD") == external_wallet_id("USD", 0)
