@@ -3,7 +3,7 @@
 -- hotledger_initialise  ARGV deployment (16 bytes), key_fingerprint (8 bytes), epoch
 --   Writes the meta record of an empty shard at sequence 0. Errors: EXISTS if the shard has a meta or a journal.
 -- hotledger_open        ARGV epoch, sequence, hash, max_backlog
---   Opens the fence if meta and the journal are exactly at what was compared with the ledger. Errors: MOVED, CORRUPT.
+--   Opens the fence if meta and the journal are exactly at what was compared with the ledger. Errors: CHANGED, CORRUPT.
 -- hotledger_close       no ARGV. Closes the fence: until the next open, post answers SHARD_NOT_OPEN.
 -- hotledger_advance     ARGV epoch, persisted, trim_before
 --   Notes how far the ledger is, and trims the journal's entries that end before trim_before, never the last one.
@@ -15,7 +15,7 @@
 
 local function meta_of_epoch(tag, epoch)
   local m = read_meta(tag) or corrupt('meta: missing')
-  if m.epoch ~= tonumber(epoch) then fail('MOVED', string.format('the epoch is %.0f', m.epoch)) end
+  if m.epoch ~= tonumber(epoch) then fail('CHANGED', string.format('the epoch is %.0f', m.epoch)) end
   return m
 end
 
@@ -34,11 +34,11 @@ redis.register_function('hotledger_open', function(keys, args)
   local tag = keys[1]
   local m = meta_of_epoch(tag, args[1])
   if m.sequence ~= tonumber(args[2]) or m.hash ~= args[3] then
-    fail('MOVED', string.format('meta is at %.0f %s', m.sequence, m.hash))
+    fail('CHANGED', string.format('meta is at %.0f %s', m.sequence, m.hash))
   end
   if not is_count(tonumber(args[4])) then fail('INVALID', 'max_backlog') end
   if journal_last_sequence(tag) ~= m.sequence then corrupt('journal: its last entry is not meta\'s sequence') end
-  if not replication_id() then fail('MOVED', 'this server is not a primary') end
+  if not replication_id() then fail('CHANGED', 'this server is not a primary') end
   fence_raise(tag, m, tonumber(args[4]))
   return redis.status_reply('OK')
 end)
@@ -52,7 +52,7 @@ redis.register_function('hotledger_advance', function(keys, args)
   local tag = keys[1]
   local m = meta_of_epoch(tag, args[1])
   local persisted, trim_before = tonumber(args[2]), tonumber(args[3])
-  if persisted > m.sequence then fail('MOVED', string.format('meta is at %.0f', m.sequence)) end
+  if persisted > m.sequence then fail('CHANGED', string.format('meta is at %.0f', m.sequence)) end
   if persisted > m.persisted then
     m.persisted = persisted
     redis.call('SET', meta_key(tag), pack_meta(m))

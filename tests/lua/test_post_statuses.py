@@ -13,6 +13,7 @@ from engine.domain.transfer import Kind
 from engine.domain.wallet import external_wallet_id
 from tests.fixtures.shard import EUR, NONE, OUTSIDE, USD, ShardDriver, opening_record, request_record
 
+
 def _numbered(cases: Sequence[tuple[Any, ...]]) -> list[str]:
     return [f"{case[0]}-{number}" for number, case in enumerate(cases)]
 
@@ -213,14 +214,19 @@ def test_status_numbers_are_unique_and_in_order() -> None:
 
 def test_an_external_wallet_stops_at_the_bound(shard: ShardDriver) -> None:
     records = [opening_record(1, OUTSIDE), opening_record(2, 1), opening_record(3, 2)]
-    records += [request_record(4, Kind.TOP_UP, OUTSIDE, 1, MAX_AMOUNT_MINOR), request_record(5, Kind.TOP_UP, OUTSIDE, 2, 1)]
+    records += [
+        request_record(4, Kind.TOP_UP, OUTSIDE, 1, MAX_AMOUNT_MINOR),
+        request_record(5, Kind.TOP_UP, OUTSIDE, 2, 1),
+    ]
     assert shard.statuses(records)[3:] == ["POSTED", "BALANCE_OUT_OF_RANGE"]
     assert shard.wallet(OUTSIDE)["available"] == -MAX_AMOUNT_MINOR
     assert shard.wallet(1)["available"] == MAX_AMOUNT_MINOR
 
 
 def test_external_ids_are_distinct_and_negative() -> None:
-    ids = {external_wallet_id(code, shard) for code in ("USD", "EUR", "USDC", "000", "ZZZZZZZZ") for shard in (0, 1, 32767)}
+    ids = {
+        external_wallet_id(code, shard) for code in ("USD", "EUR", "USDC", "000", "ZZZZZZZZ") for shard in (0, 1, 32767)
+    }
     assert len(ids) == 15
     assert all(-(2**63) < wallet_id < 0 for wallet_id in ids)
     assert NONE not in {USD, EUR}
