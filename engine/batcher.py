@@ -19,7 +19,7 @@ import structlog
 
 from engine.domain.status import NUMBER_OF, Status
 from engine.errors import CorruptRecord, Fatal, OutcomeUnknown, Overloaded, ShardNotOpen, Unavailable
-from engine.wire import MAX_BATCH, REPLY, REPLY_HEADER, request_ids
+from engine.wire import ANSWER, MAX_BATCH, REPLY_HEADER, request_ids
 
 DEPTH = 2
 """Batches in flight at once: while the server decides one, the other is on its way. More only delays answers."""
@@ -120,7 +120,7 @@ class Batcher:
         """Queue `count` packed requests that belong into one batch.
 
         deadline_s: the loop's time at which the caller stops waiting.
-        The future gives count REPLY records, or raises Unavailable, OutcomeUnknown or Fatal. Raises Overloaded.
+        The future gives count ANSWER records, or raises Unavailable, OutcomeUnknown or Fatal. Raises Overloaded.
         """
         if self._queued + count > self._max_queued:
             raise Overloaded(f"{self._queued} requests are queued in this process already, of {self._max_queued}")
@@ -217,7 +217,7 @@ class Batcher:
         self._backoff_s = 0.0
         position = REPLY_HEADER.size
         for call in batch:
-            end = position + call.count * REPLY.size
+            end = position + call.count * ANSWER.size
             if not call.future.done():
                 call.future.set_result(reply[position:end])
             position = end

@@ -18,7 +18,7 @@ from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, ShardN
 from engine.ledger_lookup import LedgerLookup
 from engine.requests import Packed, RequestPacker
 from engine.shard import Shard, connect_redis
-from engine.wire import IDEMPOTENCY, MAX_BATCH, REPLY, WALLET, unpack_replies
+from engine.wire import ANSWER, IDEMPOTENCY, MAX_BATCH, WALLET, unpack_replies
 
 DEFAULT_TIMEOUT_MS = 5_000
 MAX_TIMEOUT_MS = 600_000
@@ -383,7 +383,7 @@ class Engine:
         return self._loop.time() + _check_timeout(timeout_ms) / 1000
 
 
-_unpack_reply = REPLY.struct.unpack
+_unpack_reply = ANSWER.struct.unpack
 _LEDGER_BACKLOG = NUMBER_OF[Status.LEDGER_BACKLOG]
 
 

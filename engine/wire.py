@@ -142,12 +142,20 @@ META = Layout(
     ),
 )
 
-ANSWER = Layout("ANSWER", (("status", "B"), ("sequence", "d"), ("debit_available", "d"), ("credit_available", "d")))
+# What a request is answered with.
+ANSWER = Layout(
+    "ANSWER",
+    (
+        ("status", "B"),
+        ("sequence", "d"),
+        ("debit_available", "d"),
+        ("credit_available", "d"),
+        ("replayed", "B"),  # last, so that a replay is the kept answer with its last byte set
+    ),
+)
 
 # What is kept under a transfer id: the answer, then the content it was given for.
 IDEMPOTENCY = Layout("IDEMPOTENCY", (*ANSWER.fields, *CONTENT.fields))
-
-REPLY = Layout("REPLY", (*ANSWER.fields, ("replayed", "B")))
 
 # Ahead of the replies: the server's clock, by which engines keep deadlines.
 REPLY_HEADER = Layout("REPLY_HEADER", (("time_ms", "d"),))
@@ -164,7 +172,6 @@ LAYOUTS = (
     META,
     ANSWER,
     IDEMPOTENCY,
-    REPLY,
     REPLY_HEADER,
 )
 
@@ -179,7 +186,7 @@ def request_ids(requests: bytes) -> list[UUID]:
 
 
 def unpack_replies(replies: bytes, ids: Iterable[bytes]) -> list[Outcome]:
-    """The outcomes in packed REPLYs, in the order of the requests; ids are their 16-byte transfer ids."""
+    """The outcomes in packed ANSWERs, in the order of the requests; ids are their 16-byte transfer ids."""
     return [
         Outcome(
             STATUS_OF[status],
@@ -190,6 +197,6 @@ def unpack_replies(replies: bytes, ids: Iterable[bytes]) -> list[Outcome]:
             transfer_id,
         )
         for (status, sequence, debit_available, credit_available, replayed), transfer_id in zip(
-            REPLY.struct.iter_unpack(replies), ids, strict=True
+            ANSWER.struct.iter_unpack(replies), ids, strict=True
         )
     ]

@@ -5,7 +5,7 @@
 -- ARGV[2]  requests: packed REQUESTs, 1 to MAX_BATCH
 -- ARGV[3]  details: the requests' details, one after the other, details_size bytes each; '' for none
 -- ARGV[4]  not_after_ms: the server time after which nothing of this batch may be decided
--- Returns  REPLY_HEADER, then one REPLY per request
+-- Returns  REPLY_HEADER, then one ANSWER per request
 -- Statuses POSTED SHARD_NOT_OPEN DEADLINE_PASSED EXISTS_WITH_DIFFERENT_KIND EXISTS_WITH_DIFFERENT_DEBIT
 --          EXISTS_WITH_DIFFERENT_CREDIT EXISTS_WITH_DIFFERENT_AMOUNT EXISTS_WITH_DIFFERENT_WALLET
 --          EXISTS_WITH_DIFFERENT_OWNER EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT EXISTS_WITH_DIFFERENT_CURRENCY
@@ -16,17 +16,20 @@
 
 local NO_CURRENCY = '\0\0\0\0\0\0\0\0'
 
--- Phase 1: the batch as tables by request number; wallets get slot numbers in the order they appear.
+-- Phase 1: the batch as tables by request number; wallets get slot numbers in the order they appear. What is rare
+-- is kept only where it is: credits has no slot for the opening of a wallet, flags only has those of openings,
+-- currencies those that were named, sizes those above zero.
 local function parse_requests(tag, requests, details)
   local count = #requests / REQUEST_SIZE
   if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then fail('INVALID', 'requests: size') end
   local unpack_request, sub, prefix = struct.unpack, string.sub, wallet_prefix(tag)
-  local ids, contents, kinds, flags, debits, credits, amounts = {}, {}, {}, {}, {}, {}, {}
-  local currencies, sizes, slots, keys, slot_count = {}, {}, {}, {}, 0
+  local ids, contents, debits, credits, amounts = {}, {}, {}, {}, {}
+  local flags, currencies, sizes = {}, {}, {}
+  local slots, keys, slot_count = {}, {}, 0
   local position, details_bytes = 1, 0
   for i = 1, count do
     local id, kind, flag, size, debit, credit, amount, currency = unpack_request(REQUEST_FORMAT, requests, position)
-    contents[i] = sub(requests, position + 16, position + REQUEST_SIZE - 1)
+    ids[i], amounts[i], contents[i] = id, amount, sub(requests, position + 16, position + REQUEST_SIZE - 1)
     position = position + REQUEST_SIZE
     local slot = slots[debit]
     if not slot then
@@ -36,7 +39,8 @@ local function parse_requests(tag, requests, details)
     debits[i] = slot
     if kind == OPEN_WALLET then
       if flag > FLAG_EXTERNAL then fail('INVALID', 'request: flags') end
-      if not string.find(currency, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') then fail('INVALID', 'request: currency') end
+      if not is_currency(currency) then fail('INVALID', 'request: currency') end
+      flags[i] = flag
     elseif kind < TRANSFER or kind > WITHDRAWAL or flag ~= 0 then
       fail('INVALID', 'request: kind or flags')
     else
@@ -47,13 +51,16 @@ local function parse_requests(tag, requests, details)
       end
       credits[i] = slot
     end
-    ids[i], kinds[i], flags[i], amounts[i], currencies[i], sizes[i] = id, kind, flag, amount, currency, size
-    details_bytes = details_bytes + size
+    if currency ~= NO_CURRENCY then currencies[i] = currency end
+    if size > 0 then
+      sizes[i] = size
+      details_bytes = details_bytes + size
+    end
   end
   if details_bytes ~= #details then fail('INVALID', 'details: size') end
   return {
-    count = count, ids = ids, contents = contents, kinds = kinds, flags = flags, debits = debits,
-    credits = credits, amounts = amounts, currencies = currencies, sizes = sizes, details = details,
+    count = count, ids = ids, contents = contents, debits = debits, credits = credits, amounts = amounts,
+    flags = flags, currencies = currencies, sizes = sizes, details = details,
     wallet_keys = keys, wallet_count = slot_count,
   }
 end
@@ -78,8 +85,8 @@ end
 -- w: the wallets read; room: how many more records the journal may take.
 local function decide(b, w, known, sequence, room)
   local pack, sub = struct.pack, string.sub
-  local ids, contents, kinds, amounts, currencies = b.ids, b.contents, b.kinds, b.amounts, b.currencies
-  local debits, credits, sizes = b.debits, b.credits, b.sizes
+  local ids, contents, amounts, currencies, sizes = b.ids, b.contents, b.amounts, b.currencies, b.sizes
+  local debits, credits = b.debits, b.credits
   local flags, available, locked, version = w.flags, w.available, w.locked, w.version
   local currency, overdraft = w.currency, w.overdraft
   local replies, records, outcomes, details = {}, {}, {}, {}
@@ -91,24 +98,22 @@ local function decide(b, w, known, sequence, room)
     local old = known[id]
     if old then
       if sub(old, ANSWER_SIZE + 1) == content then
-        replies[2 * i - 1], replies[2 * i] = sub(old, 1, ANSWER_SIZE), '\1'
+        replies[i] = sub(old, 1, ANSWER_SIZE - 1) .. '\1'
       else
-        replies[2 * i - 1] = pack(ANSWER_FORMAT, first_difference(old, content), sequence + accepted, 0, 0)
-        replies[2 * i] = '\0'
+        replies[i] = pack(ANSWER_FORMAT, first_difference(old, content), sequence + accepted, 0, 0, 0)
       end
     else
       local status, debit, credit, amount = POSTED, debits[i], credits[i], amounts[i]
-      local opening = kinds[i] == OPEN_WALLET
       local record = true -- keep the answer under the id, unless the status is one of those that do not stick
       if accepted >= room then
         status, record = LEDGER_BACKLOG, false
-      elseif opening then
+      elseif not credit then
         if not is_count(amount) then
           status, record = AMOUNT_OUT_OF_RANGE, false
         elseif version[debit] then
           status = WALLET_EXISTS
         else
-          w.flags[debit], w.tier[debit], currency[debit], overdraft[debit] = b.flags[i], 0, currencies[i], amount
+          flags[debit], w.tier[debit], currency[debit], overdraft[debit] = b.flags[i], 0, currencies[i], amount
           available[debit], locked[debit], version[debit] = 0, 0, 0
         end
       elseif not (amount >= 1 and amount <= MAX_AMOUNT and amount % 1 == 0) then
@@ -119,43 +124,47 @@ local function decide(b, w, known, sequence, room)
         status, record = DEBIT_WALLET_NOT_FOUND, false
       elseif not version[credit] then
         status, record = CREDIT_WALLET_NOT_FOUND, false
-      elseif currency[debit] ~= currency[credit]
-          or (currencies[i] ~= NO_CURRENCY and currencies[i] ~= currency[debit]) then
+      elseif currency[debit] ~= currency[credit] or (currencies[i] or currency[debit]) ~= currency[debit] then
         status = CURRENCY_MISMATCH
-      elseif flags[debit] ~= FLAG_EXTERNAL and available[debit] - amount < -overdraft[debit] then
-        status = INSUFFICIENT_FUNDS
-      elseif available[debit] - amount < -MAX_AMOUNT or available[credit] + locked[credit] + amount > MAX_AMOUNT then
-        status = BALANCE_OUT_OF_RANGE
       else
-        available[debit] = available[debit] - amount
-        available[credit] = available[credit] + amount
+        local debit_after, credit_after = available[debit] - amount, available[credit] + amount
+        if debit_after < -overdraft[debit] and flags[debit] ~= FLAG_EXTERNAL then
+          status = INSUFFICIENT_FUNDS
+        elseif debit_after < -MAX_AMOUNT or credit_after + locked[credit] > MAX_AMOUNT then
+          status = BALANCE_OUT_OF_RANGE
+        else
+          available[debit], available[credit] = debit_after, credit_after
+        end
       end
 
+      local debit_available, credit_available = available[debit] or 0, credit and available[credit] or 0
       if status == POSTED then
         accepted = accepted + 1
-        version[debit] = version[debit] + 1
+        local debit_version, credit_version, credit_locked = version[debit] + 1, 0, 0
+        version[debit] = debit_version
         if not dirty[debit] then
           dirty_count = dirty_count + 1
           dirty[debit], dirty_slots[dirty_count] = true, debit
         end
-        if not opening then
-          version[credit] = version[credit] + 1
+        if credit then
+          credit_version, credit_locked = version[credit] + 1, locked[credit]
+          version[credit] = credit_version
           if not dirty[credit] then
             dirty_count = dirty_count + 1
             dirty[credit], dirty_slots[dirty_count] = true, credit
           end
         end
         records[parts + 1], records[parts + 2] = id, content
-        records[parts + 3] = pack(AFTER_FORMAT, available[debit], locked[debit], version[debit],
-          available[credit] or 0, locked[credit] or 0, version[credit] or 0)
+        records[parts + 3] = pack(AFTER_FORMAT, debit_available, locked[debit], debit_version,
+          credit_available, credit_locked, credit_version)
         parts = parts + 3
-        if sizes[i] > 0 then
+        if sizes[i] then
           details[#details + 1] = pack(DETAILS_FORMAT, sequence + accepted, sizes[i])
             .. sub(b.details, detail_position, detail_position + sizes[i] - 1)
         end
       end
-      local answer = pack(ANSWER_FORMAT, status, sequence + accepted, available[debit] or 0, available[credit] or 0)
-      replies[2 * i - 1], replies[2 * i] = answer, '\0'
+      local answer = pack(ANSWER_FORMAT, status, sequence + accepted, debit_available, credit_available, 0)
+      replies[i] = answer
       if record then
         local outcome = answer .. content
         known[id] = outcome
@@ -163,7 +172,7 @@ local function decide(b, w, known, sequence, room)
         recorded = recorded + 2
       end
     end
-    detail_position = detail_position + sizes[i]
+    detail_position = detail_position + (sizes[i] or 0)
   end
   return {
     replies = replies, accepted = accepted, records = records, details = details, outcomes = outcomes,
@@ -193,7 +202,7 @@ local function write(tag, m, b, w, d, now, fence)
 end
 
 local function refuse_all(requests, status, sequence, now)
-  local reply = struct.pack(REPLY_FORMAT, status, sequence, 0, 0, 0)
+  local reply = struct.pack(ANSWER_FORMAT, status, sequence, 0, 0, 0)
   return struct.pack(REPLY_HEADER_FORMAT, now) .. string.rep(reply, #requests / REQUEST_SIZE)
 end
 
