@@ -111,6 +111,7 @@ class Batcher:
         self._flights: dict[asyncio.Future[bytes], list[_Call]] = {}
         self._eager = EAGER
         self._flush_soon = False
+        self._closing = False
         self._backoff_s = 0.0
         self._pause: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -120,8 +121,11 @@ class Batcher:
         """Queue `count` packed requests that belong into one batch.
 
         deadline_s: the loop's time at which the caller stops waiting.
-        The future gives count ANSWER records, or raises Unavailable, OutcomeUnknown or Fatal. Raises Overloaded.
+        The future gives count ANSWER records, or raises Unavailable, OutcomeUnknown or Fatal.
+        Raises Overloaded, and Unavailable once the batcher drains.
         """
+        if self._closing:
+            raise Unavailable("this engine is closed")
         if self._queued + count > self._max_queued:
             raise Overloaded(f"{self._queued} requests are queued in this process already, of {self._max_queued}")
         call = _Call(records, details, count, deadline_s, self._loop.create_future())
@@ -138,7 +142,8 @@ class Batcher:
         return call.future
 
     async def drain(self) -> None:
-        """Wait until every call has ended, each by its answer or its deadline."""
+        """Take no more calls, and wait until each one under way has ended by its answer or its deadline."""
+        self._closing = True
         while self._queue or self._flights:
             await asyncio.wait([*self._flights, *(call.future for call in self._queue)])
         for timer in (self._expiry, self._pause):

@@ -1,3 +1,3 @@
 """Fixtures live one file per concern in tests/fixtures."""
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.shard"]
+pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.shard", "tests.fixtures.ledger"]

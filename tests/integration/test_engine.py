@@ -389,6 +389,8 @@ async def test_leaving_waits_for_the_calls_in_flight(shard: ShardDriver) -> None
         calls = [asyncio.ensure_future(engine.transfer(1, 2, 1, key=f"k{n}")) for n in range(100)]
         await asyncio.sleep(0)
     assert all(call.result().posted for call in calls)
+    with pytest.raises(Unavailable, match="closed"):
+        await engine.transfer(1, 2, 1, key="late")
 
 
 async def test_kinds_that_do_not_move_money_are_no_transfers(shard: ShardDriver) -> None:

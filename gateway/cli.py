@@ -1,0 +1,77 @@
+"""`hotledger`: the commands in one place. What they do is in gateway/commands, by subject."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from gateway.commands import demo, ledger, money, replay, servers
+from gateway.exits import MEANINGS, Exit, exit_of, message_of
+from gateway.logs import configure_logs
+
+HELP = f"""A wallet balance engine: decided in Redis, proved in Postgres.
+
+Without servers given by URL, commands use embedded ones on a data directory; where `hotledger up` runs them, the
+other commands attach to it. Amounts are integers in the currency's minor unit.
+
+\b
+Examples:
+  hotledger demo
+  hotledger wallet open 17 --currency USD
+  hotledger top-up 17 10000 --key salary-2026-05
+  hotledger replay payments.csv --format csv
+
+\b
+Exit status:
+{MEANINGS}
+
+\b
+Environment:
+HOTLEDGER_REDIS_URL, HOTLEDGER_POSTGRES_URL  servers to use; both or neither
+HOTLEDGER_DIGEST_KEY                         secret of 16 to 64 bytes that ids are derived from keys with
+HOTLEDGER_LOG_LEVEL, HOTLEDGER_LOG_FORMAT    debug, info, warning, error; console, json
+"""
+
+app = typer.Typer(name="hotledger", help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+app.command()(demo.demo)
+app.command()(replay.replay)
+app.command()(ledger.reconcile)
+app.command()(servers.up)
+app.command()(servers.persist)
+app.add_typer(money.wallet, name="wallet")
+app.command()(money.transfer)
+app.command()(money.pay)
+app.command("top-up")(money.top_up)
+app.command()(money.withdraw)
+app.command()(ledger.statement)
+app.command()(servers.migrate)
+app.command()(money.lookup)
+
+
+def main() -> None:
+    """The entry point. Expected errors end as one line on stderr and the status of gateway/exits.py."""
+    signal.signal(signal.SIGTERM, _end_cleanly)
+    try:
+        configure_logs()
+        app()
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    except Exception as error:
+        status = exit_of(error)
+        if status is None:
+            raise
+        print(f"hotledger: {type(error).__name__}: {message_of(error)}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _end_cleanly(number: int, _: FrameType | None) -> NoReturn:
+    """SIGTERM as an exception, so that servers started here are stopped and temporary files removed."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

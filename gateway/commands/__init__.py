@@ -1,0 +1,1 @@
+"""The commands of `hotledger`, by what they are about."""

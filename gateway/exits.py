@@ -1,0 +1,62 @@
+"""Exit statuses of `hotledger`, and which error ends with which. Expected errors are one line, never a traceback."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import psycopg
+import redis
+
+from engine.errors import Fatal, InvalidRequest, OutcomeUnknown, Unavailable
+from engine.servers import redact_url
+from gateway.embedded import DataDirectoryBusy, EmbeddedServerError
+from gateway.replay_rows import BadRow, UnreadableFile
+
+
+class Exit(IntEnum):
+    """Part of the interface: scripts depend on the numbers."""
+
+    DONE = 0
+    REFUSED = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    UNKNOWN = 4
+    FATAL = 5
+    INTERRUPTED = 130
+
+
+MEANINGS = """\
+0    done: posted, or reconciled without a difference
+1    refused by a status, not found, or reconciliation found differences
+2    wrong usage or input; the field and its bound are on stderr, nothing of it was applied
+3    servers unavailable or the data directory is busy; nothing was applied, try again with the same key
+4    the outcome is unknown: look it up, or send the same key again
+5    fatal: something is broken and a person has to look
+130  interrupted"""
+
+_STATUS_OF: tuple[tuple[tuple[type[Exception], ...], Exit], ...] = (
+    ((InvalidRequest, BadRow, UnreadableFile), Exit.USAGE),
+    ((OutcomeUnknown,), Exit.UNKNOWN),
+    ((Fatal,), Exit.FATAL),
+    ((Unavailable, DataDirectoryBusy, EmbeddedServerError), Exit.UNAVAILABLE),
+    ((psycopg.OperationalError, psycopg.InterfaceError), Exit.UNAVAILABLE),
+    ((redis.ConnectionError, redis.TimeoutError), Exit.UNAVAILABLE),
+)
+
+
+def exit_of(error: BaseException) -> Exit | None:
+    """The status that this error ends a command with; None if it is not an expected one."""
+    error = _cause(error)
+    return next((status for kinds, status in _STATUS_OF if isinstance(error, kinds)), None)
+
+
+def message_of(error: BaseException) -> str:
+    """What to tell the user, without secrets."""
+    error = _cause(error)
+    return redact_url(str(error).strip()) or type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The driver's error in one of SQLAlchemy's, which only migrations can raise; not imported for its name alone."""
+    original = getattr(error, "orig", None)
+    return original if isinstance(original, Exception) else error

@@ -1,0 +1,116 @@
+"""Rows and arrays in Postgres' binary formats, made by numpy: a loop in Python would cost more than Postgres does.
+
+A row of only fixed-width columns without NULLs has one size, so a table's rows are one structured array whose
+memory is the COPY stream. The formats are in the PostgreSQL manual under COPY, "Binary Format".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import ArrayLike, NDArray
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+TRAILER = b"\xff\xff"
+
+_TYPES = {
+    "int2": ">i2",
+    "int8": ">i8",
+    "timestamptz": ">i8",
+    "uuid": "V16",
+    "char8": "V8",
+    "sha1": "V20",
+    "sha256": "V32",
+}
+"""A column's type to numpy's. timestamptz is microseconds since 2000-01-01 UTC."""
+
+_INT8_OID, _INT8_ARRAY_OID = 20, 1016
+_ARRAY_HEADER = struct.Struct("!iiiii")
+_ARRAY_ITEM = np.dtype([("length", ">i4"), ("value", ">i8")])
+
+Rows = NDArray[np.void]
+
+
+class RowFormat:
+    """The binary rows of a table. columns: name=type, in the order in which they are copied."""
+
+    def __init__(self, table: str, **columns: str) -> None:
+        self.table = table
+        self.columns = tuple(columns)
+        parts: list[tuple[str, str]] = [("column_count", ">i2")]
+        for name, kind in columns.items():
+            parts += [(f"{name} length", ">i4"), (name, _TYPES[kind])]
+        self.dtype = np.dtype(parts)
+        blank = np.zeros(1, self.dtype)
+        blank["column_count"] = len(columns)
+        for name in columns:
+            blank[f"{name} length"] = self.dtype[name].itemsize
+        self._blank = blank.tobytes()
+
+    def rows(self, count: int, **values: ArrayLike) -> Rows:
+        """count rows; values: one array or scalar for each column. Bytes columns take arrays of the same width."""
+        if values.keys() != set(self.columns):
+            raise TypeError(f"{self.table} takes the columns {self.columns}, not {tuple(values)}")
+        made: Rows = np.frombuffer(bytearray(self._blank * count), self.dtype)
+        for name, value in values.items():
+            made[name] = value
+        return made
+
+    def copy_in(self, cursor: psycopg.Cursor[Any], rows: Rows) -> None:
+        """Append the rows to the table, in the transaction that is open."""
+        columns = ", ".join(self.columns)
+        with cursor.copy(f"COPY {self.table} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+            copy.write(b"".join((SIGNATURE, rows.tobytes(), TRAILER)))
+
+    def copy_out(self, cursor: psycopg.Cursor[Any], tail: str, rows_at_once: int) -> Iterator[Rows]:
+        """The table's rows in blocks. tail: what follows FROM <table>, such as an ORDER BY; trusted text."""
+        columns = ", ".join(self.columns)
+        query = f"COPY (SELECT {columns} FROM {self.table} {tail}) TO STDOUT (FORMAT BINARY)"  # noqa: S608
+        with cursor.copy(query) as copy:
+            yield from self._blocks(copy, rows_at_once)
+
+    def _blocks(self, messages: Iterable[Buffer], rows_at_once: int) -> Iterator[Rows]:
+        # The server sends a message per row, the first one with the signature ahead, the last only the trailer.
+        parts: list[Buffer] = []
+        skip = len(SIGNATURE)
+        for message in messages:
+            parts.append(message)
+            if len(parts) >= rows_at_once:
+                yield self._block(parts, skip)
+                parts, skip = [], 0
+        yield self._block(parts, skip)
+
+    def _block(self, parts: list[Buffer], skip: int) -> Rows:
+        data = b"".join(parts)[skip:].removesuffix(TRAILER)
+        if len(data) % self.dtype.itemsize:
+            raise ValueError(f"{self.table} has rows of another width than {self.dtype.itemsize} bytes")
+        return np.frombuffer(data, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class BigintArray:
+    """A parameter for a bigint[], for placeholders of the form %(name)b."""
+
+    values: NDArray[np.int64]
+
+
+class BigintArrayDumper(Dumper):
+    """psycopg's adapter of BigintArray."""
+
+    format = Format.BINARY
+    oid = _INT8_ARRAY_OID
+
+    def dump(self, obj: BigintArray) -> Buffer:
+        items = np.empty(len(obj.values), _ARRAY_ITEM)
+        items["length"] = 8
+        items["value"] = obj.values
+        # One dimension, no NULLs, numbered from 1.
+        return _ARRAY_HEADER.pack(1, 0, _INT8_OID, len(items), 1) + items.tobytes()

@@ -1,0 +1,181 @@
+"""The persister's side of one shard in Redis: its functions, its journal, and what the server's errors mean.
+
+One connection that never comes back once it is lost. WAITAOF speaks only of its own connection's writes; and what
+was read over one connection is known durable only if the same server process answers that, so a client that
+silently connects again, perhaps to a server that restarted and forgot, would defeat it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
+from redis.retry import Retry
+
+from engine.errors import CorruptRecord, Fatal, ServerRefused, ShardNotOpen
+from engine.keys import ShardKeys
+from engine.library import ensure_library
+from engine.servers import CONFIG_NAMES, RedisServer, check_redis
+from engine.shard import ShardState, unpack_state
+from persister.journal import Place, RawEntry
+
+SOCKET_TIMEOUT_S = 5.0
+WAITAOF_TIMEOUT_MS = 3000
+
+_T = TypeVar("_T")
+
+
+class RedisAway(Exception):
+    """The server cannot be reached, or refuses for now: back off and connect again."""
+
+
+class LibraryMissing(Exception):
+    """The server has no function library: load it, and open the shard again."""
+
+
+class Moved(Exception):
+    """The shard is not at the place that was compared with the ledger: compare again."""
+
+
+class RedisShard:
+    """One shard on one server. Methods raise RedisAway, LibraryMissing, or a Fatal that says what is wrong.
+
+    After RedisAway the object is of no more use.
+    """
+
+    def __init__(self, url: str, shard: int) -> None:
+        """url: redis://, rediss:// or unix://."""
+        self._url = url
+        self._keys = ShardKeys(shard)
+        self._redis = self._call(
+            lambda: redis.Redis.from_url(
+                url,
+                single_connection_client=True,
+                protocol=2,
+                retry=Retry(NoBackoff(), 0),
+                socket_timeout=SOCKET_TIMEOUT_S,
+                socket_connect_timeout=SOCKET_TIMEOUT_S,
+            )
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._redis.close()
+
+    def check_server(self) -> RedisServer:
+        """The server's version and settings, judged. Raises ServerRefused besides."""
+        info = self._call(self._redis.info)
+        try:
+            config: Any = self._redis.config_get(*CONFIG_NAMES)
+        except ResponseError:  # some hosts rename or forbid CONFIG
+            config = None
+        except (redis.RedisError, OSError) as error:
+            raise _meaning_of(error) from error
+        return check_redis(info, config)
+
+    def load_library(self) -> bool:
+        """Load the function library unless the server has it. True if it was loaded now; LibraryMismatch if it
+        has one that this program cannot use."""
+
+        async def load() -> bool:
+            client = redis.asyncio.Redis.from_url(self._url, socket_timeout=SOCKET_TIMEOUT_S)
+            try:
+                return await ensure_library(client)
+            finally:
+                await client.aclose()
+
+        return self._call(lambda: asyncio.run(load()))
+
+    def state(self) -> ShardState:
+        return unpack_state(self._function("hotledger_state"))
+
+    def initialise(self, deployment: bytes, key_fingerprint: bytes, epoch: int) -> None:
+        """Make an empty shard. Raises Moved if it is not empty (any more)."""
+        self._function("hotledger_initialise", deployment, key_fingerprint, epoch)
+
+    def open_fence(self, place: Place, max_backlog: int) -> None:
+        """Let payments in, if the shard is exactly at place. Raises Moved if it is not."""
+        self._function("hotledger_open", place.epoch, place.sequence, place.hash, max_backlog)
+
+    def close_fence(self) -> None:
+        """Let no payment in until the next open."""
+        self._function("hotledger_close")
+
+    def advance(self, epoch: int, persisted: int, trim_before: int) -> None:
+        """Tell how far the ledger is; entries that end before trim_before may go. Raises Moved."""
+        self._function("hotledger_advance", epoch, persisted, max(trim_before, 0))
+
+    def end_generation(self, epoch: int, generation: int) -> bool:
+        """End the idempotency generation; False if it is too early or was done already. Raises Moved."""
+        return bool(self._function("hotledger_end_generation", epoch, generation) == 1)
+
+    def wallets(self, packed_ids: bytes) -> tuple[int, list[bytes]]:
+        """(sequence, each packed WALLET or b'') of at most MAX_BATCH ids. Raises ShardNotOpen, CorruptRecord."""
+        sequence, *wallets = self._function("hotledger_wallets", packed_ids)
+        return int(sequence), wallets
+
+    def wallet_ids(self) -> set[int]:
+        """Every wallet that has a key, whatever is in it."""
+        prefix = self._keys.wallet(0)[:-8]
+        keys = self._call(lambda: set(self._redis.scan_iter(match=prefix + b"*", count=5000)))
+        return {int.from_bytes(key[len(prefix) :], "little", signed=True) for key in keys}
+
+    def read(self, after: int, limit: int) -> list[RawEntry]:
+        """The entries after a sequence that end at most `limit` records later; [] if there are none.
+
+        Since an entry's id is its last sequence, the range itself bounds the records, however they are batched.
+        """
+        key, first, last = self._keys.journal, f"{after + 1}-0", f"{after + limit}-0"
+        entries: Any = self._call(lambda: self._redis.xrange(key, first, last))
+        return list(entries)
+
+    def read_one(self, after: int, timeout_ms: int | None = None) -> list[RawEntry]:
+        """The first entry after a sequence, wherever it ends; [] if none came within timeout_ms (None: at once)."""
+        since: Any = {self._keys.journal: f"{after}-0"}
+        streams: Any = self._call(lambda: self._redis.xread(since, count=1, block=timeout_ms))
+        return list(streams[0][1]) if streams else []
+
+    def wait_until_durable(self) -> bool:
+        """True once all that this server did until now is on its disk; False if it takes too long."""
+        self._function("hotledger_touch")
+        local, _ = self._call(lambda: self._redis.execute_command("WAITAOF", 1, 0, WAITAOF_TIMEOUT_MS))
+        return bool(local >= 1)
+
+    def _function(self, name: str, *args: bytes | int) -> Any:
+        return self._call(lambda: self._redis.execute_command("FCALL", name, 1, self._keys.tag, *args))
+
+    def _call(self, call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except (redis.RedisError, OSError) as error:
+            raise _meaning_of(error) from error
+
+
+def _meaning_of(error: Exception) -> Exception:
+    if isinstance(error, NoPermissionError):
+        return ServerRefused(f"the Redis user lacks a permission: {error}")
+    text = str(error)
+    word = text.split(" ", 1)[0]
+    if not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError):
+        return RedisAway(text)
+    if "Function not found" in text:
+        return LibraryMissing(text)
+    if word in ("CHANGED", "EXISTS"):
+        return Moved(text)
+    if word in ("CORRUPT", "WRONGTYPE"):
+        return CorruptRecord(text)
+    if word == "CLOSED":
+        return ShardNotOpen("the shard is not open: no persister has checked its history")
+    if word in ("INVALID", "WIRE"):
+        return Fatal(f"the library does not understand this program: {text}")
+    return RedisAway(text)

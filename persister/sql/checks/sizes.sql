@@ -1,0 +1,9 @@
+-- How much each check looks at.
+SELECT
+    (SELECT count(*) FROM wallet WHERE shard = %(shard)s) AS wallets,
+    (SELECT count(*) FROM transfer WHERE shard = %(shard)s) AS transfers,
+    (SELECT count(*) FROM ledger_entry WHERE shard = %(shard)s) AS entries,
+    (SELECT count(*) FROM journal_event WHERE shard = %(shard)s) AS events,
+    (SELECT count(*) FROM journal_batch WHERE shard = %(shard)s) AS batches,
+    (SELECT sequence FROM shard_state WHERE shard = %(shard)s) AS sequence,
+    (SELECT encode(chain, 'hex') FROM shard_state WHERE shard = %(shard)s) AS chain
