@@ -13,7 +13,7 @@ bulk_*      engine.post of 1,024 ready Transfers by one or two callers; p50_ms a
 memory_*    Bytes of used_memory per wallet that was opened and left alone, and per remembered outcome.
 
 ratio_to_ceiling is to ceiling_1024. ratio_to_prototype compares like with like, run in turns with ours: for a
-ceiling the rates by server time (ratio_by_wall has the other), for singles the rates of the same number of callers.
+ceiling the rates by server time (ratio_to_prototype_by_wall is by the clock), for singles the rates of as many callers.
 The prototype's client is called with ready ids and checks nothing; ours derives an id from a key, checks its input,
 keeps deadlines and builds an Outcome.
 """
@@ -24,11 +24,9 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import redis
@@ -52,9 +50,8 @@ from bench.scene import (
     in_batches,
     payments,
     progress,
-    some_pairs,
 )
-from engine import Engine, OpenWallet, Transfer
+from engine import Engine, OpenWallet
 from engine.batcher import DEPTH
 from engine.domain.ids import id_deriver
 from engine.domain.status import NUMBER_OF, Status
@@ -136,9 +133,7 @@ async def _singles(redis_url: str, seconds: float, callers: int) -> Sample:
             began_s = time.perf_counter()
             while began_s < until_s:
                 number = next(numbers)
-                outcome = await paying.transfer(
-                    payers[number % _DRAWN], MERCHANT, AMOUNT_MINOR, key=f"pay:{number}"
-                )
+                outcome = await paying.transfer(payers[number % _DRAWN], MERCHANT, AMOUNT_MINOR, key=f"pay:{number}")
                 ended_s = time.perf_counter()
                 latencies_s.append(ended_s - began_s)
                 if not outcome.posted:
@@ -292,6 +287,10 @@ TARGETS: Mapping[str, Target] = {
 }
 
 
+Turn = tuple[Sample, Sample | None]
+"""One round of one case: ours, and the prototype's where there is one to compare with."""
+
+
 def cases(
     *, seconds: float, rounds: int, memory_items: int, prototype_directory: Path | None, directory: Path | None
 ) -> Iterator[Case]:
@@ -301,48 +300,69 @@ def cases(
     temporary data directories go, None for the system's temporary one.
     """
     progress(f"a small write and its fdatasync take {sync_us(directory):.0f} us here")
-    beside = prototype.running(prototype_directory, directory)
     with fresh_servers(directory, postgres=False) as servers:
-        ours, theirs = _rounds(servers.redis_url, beside, seconds, rounds)
+        with prototype.running(prototype_directory, directory) as other:
+            turns = _rounds(servers.redis_url, other, seconds, rounds)
         progress(f"memory of {memory_items:,} wallets and outcomes")
         bytes_per_item = memory(servers.redis_url, memory_items)
-    for name, samples in ours.items():
-        yield _case(name, samples, ours[HOT_CEILING], theirs.get(name)).judged(TARGETS.get(name))
+    ceilings = [ours.transfers_per_s for ours, _ in turns[HOT_CEILING]]
+    for name, taken in turns.items():
+        yield _case(name, taken, ceilings).judged(TARGETS.get(name))
     for name, size in bytes_per_item.items():
         details = {"bytes_per_item": size, "items": memory_items}
         yield Case(case=name, durability=DURABILITY, details=details).judged(TARGETS[name])
 
 
-Samples = dict[str, list[Sample]]
+def _rounds(redis_url: str, other: Prototype | None, seconds: float, rounds: int) -> dict[str, list[Turn]]:
+    turns: dict[str, list[Turn]] = {name: [] for name in OURS}
+    for number in range(rounds):
+        for name, taken in turns.items():
+            progress(f"round {number + 1} of {rounds}: {name}")
+            taken.append(_turn(name, redis_url, other, seconds, ours_first=number % 2 == 0))
+    return turns
 
 
-def _rounds(
-    redis_url: str, beside: AbstractContextManager[Prototype | None], seconds: float, rounds: int
-) -> tuple[Samples, Samples]:
-    """Ours and the prototype's samples. The two take turns, and turns in going first."""
-    ours: Samples = {name: [] for name in OURS}
-    theirs: Samples = {}
-    with beside as other:
-        for number in range(rounds):
-            for name, measure in OURS.items():
-                progress(f"round {number + 1} of {rounds}: {name}")
-                turns = [lambda name=name, measure=measure: ours[name].append(measure(redis_url, seconds))]
-                if other and name in THEIRS:
-                    kept = theirs.setdefault(name, [])
-                    turns.append(lambda name=name, kept=kept: kept.append(THEIRS[name](other, seconds)))
-                for turn in turns if number % 2 == 0 else reversed(turns):
-                    turn()
-    return ours, theirs
+def _turn(name: str, redis_url: str, other: Prototype | None, seconds: float, *, ours_first: bool) -> Turn:
+    theirs = None if ours_first else _their_turn(name, other, seconds)
+    ours = OURS[name](redis_url, seconds)
+    return ours, _their_turn(name, other, seconds) if ours_first else theirs
 
 
-def _case(name: str, samples: list[Sample], ceilings: list[Sample], theirs: list[Sample] | None) -> Case:
-    is_ceiling = name.startswith("ceiling")
-    case = Case.of(name, DURABILITY, samples, **(_server_rates(samples) if is_ceiling else {}))
-    rates = [sample.transfers_per_s for sample in samples]
-    compared, details = _comparison(rates, samples, theirs, is_ceiling) if theirs else (None, {})
-    return replace(
-        case,
-        ratio_to_ceiling=ratio(rates, [sample.transfers_per_s for sample in ceilings]),
-        ratio_to_prototype=compared,
-        details=case.details | details,
+def _their_turn(name: str, other: Prototype | None, seconds: float) -> Sample | None:
+    return THEIRS[name](other, seconds) if other and name in THEIRS else None
+
+
+def _case(name: str, turns: list[Turn], ceilings: list[float]) -> Case:
+    ours = [sample for sample, _ in turns]
+    rates = [sample.transfers_per_s for sample in ours]
+    details: dict[str, Any] = {}
+    if name.startswith("ceiling"):
+        details["server_transfers_per_s"] = middle(sample.server_transfers_per_s for sample in ours)
+    ratio_to_prototype, compared = _comparison(name, ours, [theirs for _, theirs in turns if theirs])
+    return Case.of(
+        name,
+        DURABILITY,
+        ours,
+        ratio_to_ceiling=ratio(rates, ceilings),
+        ratio_to_prototype=ratio_to_prototype,
+        details=details | compared,
     )
+
+
+def _comparison(name: str, ours: list[Sample], theirs: list[Sample]) -> tuple[float | None, dict[str, Any]]:
+    """(ratio_to_prototype, the prototype's own figures); (None, {}) where there are none."""
+    if not theirs:
+        return None, {}
+    other = Case.of(name, DURABILITY, theirs)
+    figures: dict[str, Any] = {
+        "prototype_transfers_per_s": other.transfers_per_s,
+        "prototype_transfers_per_s_range": other.details["transfers_per_s_range"],
+        "prototype_p50_ms": other.p50_ms,
+        "prototype_p99_ms": other.p99_ms,
+    }
+    by_wall = ratio([s.transfers_per_s for s in ours], [s.transfers_per_s for s in theirs])
+    if not name.startswith("ceiling"):
+        return by_wall, figures
+    figures["prototype_server_us_per_transfer"] = other.details["server_us_per_transfer"]
+    figures["ratio_to_prototype_by_wall"] = by_wall
+    return ratio([s.server_transfers_per_s for s in ours], [s.server_transfers_per_s for s in theirs]), figures

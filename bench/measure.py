@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryFile
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 _SYNCS = 200
@@ -32,6 +33,11 @@ class Sample(NamedTuple):
     batch: float | None = None
     server_us: float | None = None
     client_us: float | None = None
+
+    @property
+    def server_transfers_per_s(self) -> float | None:
+        """What the server could decide if nothing else took time."""
+        return 1e6 / self.server_us if self.server_us else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,16 @@ class Case:
     details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, case: str, durability: str, samples: Sequence[Sample], **details: Any) -> Self:
+    def of(
+        cls,
+        case: str,
+        durability: str,
+        samples: Sequence[Sample],
+        *,
+        ratio_to_ceiling: float | None = None,
+        ratio_to_prototype: float | None = None,
+        details: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Self:
         """The medians of the rounds."""
         rates = [sample.transfers_per_s for sample in samples]
         return cls(
@@ -65,6 +80,8 @@ class Case:
             p50_ms=middle(sample.p50_ms for sample in samples),
             p99_ms=middle(sample.p99_ms for sample in samples),
             batch=middle(sample.batch for sample in samples),
+            ratio_to_ceiling=ratio_to_ceiling,
+            ratio_to_prototype=ratio_to_prototype,
             details={
                 "rounds": len(samples),
                 "transfers_per_s_range": [min(rates), max(rates)],

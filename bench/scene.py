@@ -20,9 +20,11 @@ import redis
 
 from engine import Engine, Kind, OpenWallet, Outcome, Transfer
 from engine.domain.ids import key_fingerprint
+from engine.wire import ZERO_HASH
 from gateway.embedded import EmbeddedServers
 from gateway.output import note
-from persister.redis_shard import FRESH, RedisShard
+from persister.journal import Place
+from persister.redis_shard import RedisShard
 
 SHARD = 0
 CURRENCY = "USD"
@@ -64,8 +66,8 @@ def begin_shard(redis_url: str) -> None:
         wait_for_rewrite(client)
     with RedisShard(redis_url, SHARD) as shard:
         shard.load_library()
-        shard.initialise(DEPLOYMENT, key_fingerprint(DEPLOYMENT), FRESH.epoch)
-        shard.open_fence(FRESH, MAX_BACKLOG)
+        shard.initialise(DEPLOYMENT, key_fingerprint(DEPLOYMENT), epoch=1)
+        shard.open_fence(Place(epoch=1, sequence=0, hash=ZERO_HASH), MAX_BACKLOG)
 
 
 def wait_for_rewrite(client: redis.Redis) -> None:

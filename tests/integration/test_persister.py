@@ -99,7 +99,7 @@ class TestExactlyOnce:
         world.drain()
         world.open_wallets()
         chance = random.Random(3)
-        for _ in range(5):
+        for _ in range(4):
             child = world.child()
             before = world.shard.meta()["persisted"]
             world.pay(3000)
@@ -107,6 +107,7 @@ class TestExactlyOnce:
             paying = time.monotonic() + chance.uniform(0, 0.15)
             while time.monotonic() < paying:
                 world.pay(300)
+            assert child.poll() is None
             child.kill()
             child.wait()
         world.drain()
@@ -314,15 +315,12 @@ class TestStops:
         assert world.one("select sequence, chain from shard_state") == before
         assert not world.is_open()
 
-    def test_a_true_entry_passes(self, funded_world: LedgerWorld) -> None:
-        """The forger itself: what it makes without a change is taken."""
+    def test_the_forger_itself(self, funded_world: LedgerWorld) -> None:
+        """What it makes without a change is taken; only then Redis' own meta turns out to be behind."""
         self.forge(funded_world)
-        stop = threading.Event()
-        thread = threading.Thread(target=Persister(funded_world.redis_url, funded_world.postgres_url).run, args=(stop,))
-        thread.start()
-        funded_world.until(lambda: bool(funded_world.one("select sequence from shard_state") == 342))
-        stop.set()
-        thread.join()
+        with pytest.raises(HistoryMismatch, match="the ledger is ahead"):
+            Persister(funded_world.redis_url, funded_world.postgres_url).drain()
+        assert funded_world.one("select sequence from shard_state") == 342
 
     @pytest.mark.parametrize(
         ("changes", "error", "match"),
@@ -350,7 +348,11 @@ class TestStops:
             ({"credit_available": 5}, LedgerImbalance, r"wallet 2: .*continues version \d+, available -2"),
             ({"debit_locked": 3}, LedgerImbalance, "wallet 1: .*locked 3"),
             ({"credit": 55, "credit_version": 1}, JournalGap, "wallet 55: the ledger does not know it"),
-            ({"kind": Kind.OPEN_WALLET, "debit_version": 1, "debit_available": 0}, JournalGap, "wallet has it already"),
+            (
+                {"kind": Kind.OPEN_WALLET, "debit_version": 1, "debit_available": 0},
+                JournalGap,
+                r"has it already: .*\(1, 1\)",
+            ),
         ],
     )
     def test_at_a_forged_entry(
