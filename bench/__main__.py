@@ -35,8 +35,8 @@ Directory = Annotated[
 @app.command()
 def engine(
     as_json: Json = False,
-    seconds: Annotated[float, typer.Option(min=0.05, help="About how long one run of a case lasts.")] = 2.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each case; the median counts.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.05, help="About how long one run of a case lasts.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each case; the median counts.")] = 5,
     quick: Quick = False,
     prototype_directory: Annotated[
         Path | None, typer.Option("--prototype", help="The prototype to compare with, if it is there.")
@@ -44,7 +44,10 @@ def engine(
     directory: Directory = None,
 ) -> None:
     """How fast payments are decided: the ceiling of `post`, single calls, bulk calls, memory."""
-    beside = prototype.find(prototype_directory)
+    try:
+        beside = prototype.find(prototype_directory)
+    except prototype.PrototypeError as error:
+        raise typer.BadParameter(str(error)) from error
     if beside is None:
         progress("no prototype beside the checkout and none given: ratio_to_prototype is null")
     cases = engine_bench.cases(

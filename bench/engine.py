@@ -14,6 +14,8 @@ memory_*    Bytes of used_memory per wallet that was opened and left alone, and 
 
 ratio_to_ceiling is to ceiling_1024. ratio_to_prototype compares like with like, run in turns with ours: for a
 ceiling the rates by server time (ratio_to_prototype_by_wall is by the clock), for singles the rates of as many callers.
+It is the median over the rounds; ratio_to_prototype_of_best takes either side's best round instead, which is the
+better one to read where transfers_per_s_range is wide: other programs only ever slow a round down.
 The prototype's client is called with ready ids and checks nothing; ours derives an id from a key, checks its input,
 keeps deadlines and builds an Outcome.
 """
@@ -239,16 +241,17 @@ def _memory(client: redis.Redis) -> Any:
 
 HOT_CEILING = "ceiling_1024"
 
+# In the order of measuring: what is compared comes one after the other.
 OURS: Mapping[str, Measurement] = {
     HOT_CEILING: partial(ceiling, size=MAX_BATCH, pairs=Pairs.HOT),
-    "ceiling_256": partial(ceiling, size=256, pairs=Pairs.HOT),
-    "ceiling_1024_random": partial(ceiling, size=MAX_BATCH, pairs=Pairs.RANDOM),
+    "bulk_1024_by_1": partial(bulk, callers=1),
+    "bulk_1024_by_2": partial(bulk, callers=2),
     "singles_1": partial(singles, callers=1),
     "singles_8": partial(singles, callers=8),
     "singles_64": partial(singles, callers=64),
     "singles_512": partial(singles, callers=512),
-    "bulk_1024_by_1": partial(bulk, callers=1),
-    "bulk_1024_by_2": partial(bulk, callers=2),
+    "ceiling_256": partial(ceiling, size=256, pairs=Pairs.HOT),
+    "ceiling_1024_random": partial(ceiling, size=MAX_BATCH, pairs=Pairs.RANDOM),
 }
 
 THEIRS: Mapping[str, Callable[[Prototype, float], Sample]] = {
@@ -360,9 +363,15 @@ def _comparison(name: str, ours: list[Sample], theirs: list[Sample]) -> tuple[fl
         "prototype_p50_ms": other.p50_ms,
         "prototype_p99_ms": other.p99_ms,
     }
-    by_wall = ratio([s.transfers_per_s for s in ours], [s.transfers_per_s for s in theirs])
+    by_wall = ([sample.transfers_per_s for sample in side] for side in (ours, theirs))
     if not name.startswith("ceiling"):
-        return by_wall, figures
+        return _ratios(*by_wall, figures)
     figures["prototype_server_us_per_transfer"] = other.details["server_us_per_transfer"]
-    figures["ratio_to_prototype_by_wall"] = by_wall
-    return ratio([s.server_transfers_per_s for s in ours], [s.server_transfers_per_s for s in theirs]), figures
+    figures["ratio_to_prototype_by_wall"] = ratio(*by_wall)
+    by_server = ([sample.server_transfers_per_s or 0.0 for sample in side] for side in (ours, theirs))
+    return _ratios(*by_server, figures)
+
+
+def _ratios(ours: list[float], theirs: list[float], figures: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
+    """The ratio of the rates, and the figures with that of either side's best round: noise only ever slows down."""
+    return ratio(ours, theirs), figures | {"ratio_to_prototype_of_best": max(ours) / max(theirs)}

@@ -78,7 +78,7 @@ class Sizes(NamedTuple):
     singles: int = 200
 
 
-QUICK = Sizes(seconds=2, rounds=1, transfers=20_480, singles=5)
+QUICK = Sizes(seconds=1, rounds=1, transfers=10_240, singles=5)
 
 
 def cases(sizes: Sizes, directory: Path | None) -> Iterator[Case]:
@@ -199,6 +199,11 @@ class Watch:
         while (await self.look()).backlog:  # noqa: ASYNC110  another process does it
             await asyncio.sleep(_POLL_S)
 
+    async def settled(self) -> None:
+        """Wait until all that was accepted was seen in the ledger."""
+        while self._unpersisted:  # noqa: ASYNC110  as above
+            await asyncio.sleep(_POLL_S)
+
     def _see(self, look: Look) -> None:
         self.looks.append(look)
         while self._unpersisted and self._unpersisted[0][0] <= look.persisted:
@@ -210,7 +215,8 @@ class Watch:
 
 
 class Load(NamedTuple):
-    """What the load did. lists: of MAX_BATCH payments each; paused_s: how long it waited for the ledger."""
+    """What the load did. lists: of MAX_BATCH payments each; paused_s: how long it waited for the ledger.
+    looks: while it ran. lags_s: of every list."""
 
     lists: int
     seconds: float
@@ -265,8 +271,8 @@ async def _load_and_watch(redis_url: str, persister: PersisterProcess, seconds: 
         await watch.drained()
         looking = tasks.create_task(watch.keep_looking())
         load = await _pay(paying, watch, seconds)
+        await watch.settled()
         looking.cancel()
-        await watch.drained()
     return load
 
 
@@ -281,7 +287,7 @@ async def _pay(paying: Engine, watch: Watch, seconds: float) -> Load:
         stopped_s = time.perf_counter()
         await watch.may_pay.wait()
         paused_s += time.perf_counter() - stopped_s
-    return Load(lists, time.perf_counter() - began_s, paused_s, list(watch.looks), list(watch.lags_s))
+    return Load(lists, time.perf_counter() - began_s, paused_s, list(watch.looks), watch.lags_s)
 
 
 def _slope_per_s(looks: list[Look]) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 import redis
 
 from bench.measure import Sample
-from bench.scene import Pairs, fresh_servers
+from bench.scene import Pairs, empty, fresh_servers
 
 DEFAULT_DIRECTORY = Path(__file__).parents[2] / "shared" / "prototype"
 SCRIPTS = ("post_batch.lua", "drive_batches.py", "coalesce.py")
@@ -56,6 +56,7 @@ class Prototype:
         return parse_callers(self._run("coalesce.py", callers, max(callers, int(seconds * rate))))
 
     def _run(self, script: str, *arguments: object) -> str:
+        empty(f"redis://{_HOST}:{self._port}")
         command = [sys.executable, script, str(self._port), *map(str, arguments)]
         done = subprocess.run(
             command, cwd=self._directory, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False

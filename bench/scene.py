@@ -58,12 +58,17 @@ def fresh_servers(directory: Path | None, *, postgres: bool = True) -> Iterator[
         yield servers
 
 
-def begin_shard(redis_url: str) -> None:
-    """An empty, open shard without a persister: what was there before is gone, from the append-only file too."""
+def empty(redis_url: str) -> None:
+    """Remove all data, from the append-only file too: else its rewriting falls into a later measurement."""
     with redis.Redis.from_url(redis_url) as client:
         client.execute_command("FLUSHALL", "SYNC")
         client.bgrewriteaof()
         wait_for_rewrite(client)
+
+
+def begin_shard(redis_url: str) -> None:
+    """An open shard without a persister, on an emptied server."""
+    empty(redis_url)
     with RedisShard(redis_url, SHARD) as shard:
         shard.load_library()
         shard.initialise(DEPLOYMENT, key_fingerprint(DEPLOYMENT), epoch=1)

@@ -66,7 +66,7 @@ async def check_redis_server(redis: Redis) -> RedisServer:
     """Ask the server and judge it: see check_redis. Raises ServerRefused, and redis' errors if it cannot be asked."""
     info = await redis.info()
     try:
-        config = await redis.config_get(*CONFIG_NAMES)
+        config: Any = await redis.config_get(*CONFIG_NAMES)
     except (NoPermissionError, ResponseError):  # some hosts rename or forbid CONFIG
         config = None
     return check_redis(info, config)

@@ -22,6 +22,7 @@ from gateway.exits import Exit
 STOP_TIMEOUT_S = 30.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 HEALTHY_AFTER_S = 30.0
+MAX_CRASHES_AT_START = 5
 PARENT_INTERVAL_S = 0.25
 
 log = structlog.get_logger(__name__)
@@ -40,8 +41,8 @@ class PersisterProcess:
         if digest_key is not None:
             self._environment["HOTLEDGER_DIGEST_KEY"] = digest_key.decode()
         self._stopping = threading.Event()
-        self._ended = threading.Event()
         self._status: int | None = None
+        self._crashes = 0
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep_running, name="persister", daemon=True)
@@ -55,9 +56,11 @@ class PersisterProcess:
         if self._status is not None:
             raise Fatal(f"the persister stopped with status {self._status}; its reason is above")
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until it stopped for good, at most timeout_s; True if it did."""
-        return self._ended.wait(timeout_s)
+    def check_start(self) -> None:
+        """As check, and Fatal too if it only ever crashed: there is no use in waiting for a first success."""
+        self.check()
+        if self._crashes >= MAX_CRASHES_AT_START:
+            raise Fatal(f"the persister crashed {self._crashes} times in a row; its reasons are above")
 
     def __enter__(self) -> Self:
         self._process = self._spawn()
@@ -90,10 +93,10 @@ class PersisterProcess:
                 return
             if status == Exit.FATAL:
                 self._status = status
-                self._ended.set()
                 return
             lived_s = time.monotonic() - began_at
             backoff_s = FIRST_BACKOFF_S if lived_s > HEALTHY_AFTER_S else min(backoff_s * 2, MAX_BACKOFF_S)
+            self._crashes += 1
             log.error("persister.crashed", status=status, again_in_s=backoff_s)
             if self._stopping.wait(backoff_s):
                 return

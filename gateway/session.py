@@ -237,7 +237,7 @@ def wait_until_open(servers: Servers, persister: PersisterProcess | None, stop: 
             if _state(servers.redis_url).is_open:
                 return
         if persister:
-            persister.check()
+            persister.check_start()
         if time.monotonic() > deadline and servers.origin is not Origin.STARTED:
             raise ShardNotOpen(f"no persister opened the shard within {OPEN_TIMEOUT_S:.0f} s")
         time.sleep(POLL_S)

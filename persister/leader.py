@@ -61,6 +61,7 @@ class Leader:
         self._settings = settings
         self._stop = stop
         self._place = Place(0, 0, b"")
+        self._promised = 0
         self._watched_at = self._generation_at = NEVER
         self._log = structlog.get_logger().bind(shard=settings.shard)
 
@@ -70,9 +71,16 @@ class Leader:
         while not self._stop.is_set():
             try:
                 self._watch()
-                raw = self._read() or self._redis.read_one(self._place.sequence, IDLE_WAIT_MS)
+                raw = self._read() or self._redis.read_one(
+                    self._place.sequence, None if until_drained else IDLE_WAIT_MS
+                )
                 if raw:
                     self._persist(raw)
+                elif self._promised > self._place.sequence:
+                    raise JournalGap(
+                        f"the shard is at sequence {self._promised}, "
+                        f"and its journal has nothing after {self._place.sequence}"
+                    )
                 elif until_drained and self._has_everything():
                     return
             except (LibraryMissing, Moved) as found:
@@ -83,8 +91,12 @@ class Leader:
         """What is due now: a look at the fence, a look at the idempotency generation."""
         now = time.monotonic()
         if now - self._watched_at >= FENCE_INTERVAL_S:
-            if self._watched_at == NEVER or not self._redis.state().is_open:
+            state = None if self._watched_at == NEVER else self._redis.state()
+            if state is None or state.meta is None or not state.is_open:
                 self._open()
+            else:
+                # Seen before the next read of the journal, which must therefore have it.
+                self._promised = state.meta["sequence"]
             self._watched_at = now
         if now - self._generation_at >= GENERATION_INTERVAL_S:
             self._end_old_generation()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+import structlog
 from psycopg import errors
 
 from engine.domain.transfer import Kind
@@ -18,6 +19,7 @@ from engine.errors import CorruptRecord, Fatal, JournalGap, LedgerImbalance
 from engine.wire import ZERO_HASH
 from persister import chain, details, rows
 from persister.copy_binary import BigintArray, BigintArrayDumper
+from persister.duplicates import Duplicate, ids_of_transfers, renamed
 from persister.journal import Batch, Place
 from persister.legs import Changes, changes_of, legs_of
 from persister.sql import sql
@@ -48,6 +50,7 @@ class Ledger:
         self._connection = connection
         self._shard = shard
         self._chain = b""
+        self._log = structlog.get_logger().bind(shard=shard)
 
     def try_to_lead(self) -> bool:
         """Take the shard's leadership for as long as this connection lives; False if another one has it."""
@@ -88,6 +91,28 @@ class Ledger:
         Call state() first on a new connection. Raises JournalGap if the batch does not continue the ledger,
         LedgerImbalance if it contradicts its balances, CorruptRecord if Postgres refuses a value.
         """
+        try:
+            self._commit(batch)
+        except errors.UniqueViolation as error:
+            if error.diag.table_name != "transfer":
+                raise JournalGap(f"{error.diag.table_name} has it already: {error.diag.message_detail}") from error
+            self._commit_renamed(batch)
+
+    def _commit_renamed(self, batch: Batch) -> None:
+        """Commit a batch with transfers whose ids the ledger has already; see duplicates.py."""
+        ids = ids_of_transfers(batch)
+        known = {row[0] for row in self._connection.execute(sql("known_transfers"), {"ids": ids})}
+        batch, duplicates = renamed(batch, known, self._shard)
+        self._commit(batch, duplicates)
+        for duplicate in duplicates:
+            self._log.error(
+                "transfer.duplicate",
+                transfer_id=str(duplicate.transfer_id),
+                duplicate_of=str(duplicate.duplicate_of),
+                sequence=duplicate.sequence,
+            )
+
+    def _commit(self, batch: Batch, duplicates: Iterable[Duplicate] = ()) -> None:
         legs = legs_of(batch)
         changes = changes_of(legs)
         tables = rows.tables(self._shard, batch, legs)
@@ -100,12 +125,14 @@ class Ledger:
                 for table in tables:
                     if len(table.rows):
                         table.format.copy_in(cursor, table.rows[table.index_order])
+                for duplicate in duplicates:
+                    cursor.execute(sql("add_duplicate"), {**duplicate._asdict(), "shard": self._shard})
                 self._copy_details(cursor, batch)
                 self._update_balances(cursor, changes, batch)
         except _Unguarded as found:
             raise self._explain(changes, found.updated) from None
-        except errors.UniqueViolation as error:
-            raise _twice(error) from error
+        except errors.UniqueViolation:
+            raise
         except (errors.IntegrityError, errors.DataError) as error:
             raise CorruptRecord(f"Postgres refuses a value after sequence {batch.before.sequence}: {error}") from error
         self._chain = links[-1]
@@ -183,13 +210,3 @@ def _hashes(batch: Batch, tables: Iterable[rows.Table]) -> list[list[bytes]]:
         hasher.add(table.rows, table.sequence)
         hashers.append(hasher.finish())
     return hashers
-
-
-def _twice(error: errors.UniqueViolation) -> Fatal:
-    where, what = error.diag.table_name, error.diag.message_detail
-    if where == "transfer":
-        return Fatal(
-            f"a transfer id is in the ledger already: {what} Its idempotency record was forgotten in Redis "
-            "before the id came again"
-        )
-    return JournalGap(f"{where} has it already: {what}")

@@ -98,7 +98,8 @@ class _Comparison:
             self._check.differs(f"wallet {wallet_id}", "Redis does not have it", "the ledger has it")
         there = sizes == WALLET.size
         self._check.checked += len(packed)
-        self._compare_records(ledger[there], np.frombuffer(b"".join(r for r in packed if r), _REDIS_WALLET), sequence)
+        found = b"".join(record for record in packed if len(record) == WALLET.size)
+        self._compare_records(ledger[there], np.frombuffer(found, _REDIS_WALLET), sequence)
 
     def _read(self, ids: NDArray[Any]) -> tuple[int, list[bytes]]:
         """The sequence that Redis was at, at most, and its record of each wallet, b'' where there is none."""

@@ -41,12 +41,17 @@ def id_deriver(digest_key: bytes) -> Callable[[str, str], bytes]:
     def derive(scope: str, key: str) -> bytes:
         digest = (scopes.get(scope) or begin(scope)).copy()
         digest.update(key.encode())
-        packed = bytearray(digest.digest())
-        packed[6] = packed[6] & 0x0F | 0x80
-        packed[8] = packed[8] & 0x3F | 0x80
-        return bytes(packed)
+        return as_uuid8(digest.digest())
 
     return derive
+
+
+def as_uuid8(digest: bytes) -> bytes:
+    """16 bytes as those of a UUID of version 8, which is for ids with a meaning of one's own."""
+    packed = bytearray(digest)
+    packed[6] = packed[6] & 0x0F | 0x80
+    packed[8] = packed[8] & 0x3F | 0x80
+    return bytes(packed)
 
 
 def check_key(key: str) -> str:

@@ -98,7 +98,7 @@ def transfer(
     """Move money from one wallet to another.
 
     \b
-    Example: hotledger transfer 17 18 500 --key order-17 --reference "lunch"
+    Example: hotledger transfer 17 18 500 --key lunch-3 --reference "lunch"
     """
     settings = Settings(data, redis_url, postgres_url)
     options = _options(key, id, currency, reference, metadata)
@@ -186,7 +186,7 @@ def lookup(
     """What became of a request: its outcome, or NOT_APPLIED, which is final.
 
     \b
-    Example: hotledger lookup --key order-17
+    Example: hotledger lookup --key lunch-3
     """
     if (key is None) == (id is None):
         raise typer.BadParameter("needs --key or --id")

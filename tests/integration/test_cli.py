@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import re
 import shlex
 import signal
 import stat
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,7 +24,7 @@ import typer.main
 from gateway import cli as program
 from gateway.embedded import EmbeddedServers
 from gateway.exits import MEANINGS, Exit
-from tests.fixtures.cli import PATIENCE_S, Cli, Ended, run_process, running_up, started, wait_for
+from tests.fixtures.cli import PATIENCE_S, Cli, journalled, log_of, run_process, running_up, started, wait_for
 from tests.fixtures.proxy import proxy_to
 from tests.fixtures.servers import wipe_redis
 from tests.fixtures.shard import ShardDriver
@@ -76,7 +74,7 @@ def commands(group: Any = None, path: str = "hotledger") -> Iterator[tuple[str, 
 COMMANDS = dict(commands())
 EXAMPLES = [line for command in COMMANDS.values() for line in re.findall(r"Example: (hotledger .*)", command.help)]
 EXAMPLES += re.findall(r"^ +(hotledger .*)", program.HELP, re.M)
-EXAMPLES += re.findall(r"^(?:\$ )?(?:\.venv/bin/)?(hotledger .*)", README, re.M)
+IN_README = re.findall(r"^(?:\$ )?(?:\.venv/bin/)?(hotledger .*)", README, re.M)
 QUICK = sorted({line for line in EXAMPLES if line.split()[1] not in ("up", "persist", "demo")})
 
 
@@ -104,14 +102,22 @@ def test_the_examples_run(example: str, hotledger: Cli, town: Path, monkeypatch:
     monkeypatch.chdir(town)
     (town / "payments.csv").write_text("key,debit,credit,amount_minor,currency\nex1,,71,500,USD\nex2,71,72,5,USD\n")
     header = "step,type,amount,nameOrig,oldbalanceOrg,newbalanceOrig,nameDest,oldbalanceDest,newbalanceDest\n"
-    (town / "paysim.csv.gz").write_bytes(__import__("gzip").compress(header.encode()))
+    (town / "paysim.csv.gz").write_bytes(gzip.compress(header.encode()))
     words = shlex.split(example, comments=True)[1:]
     if words[0] == "lookup":
-        hotledger("transfer", 17, 18, 500, "--key", "order-17")
+        hotledger("transfer", 17, 18, 500, "--key", words[2], "--reference", "lunch")
     ended = hotledger(*words)
     # The same opening with and without an owner are two different requests; the second one is refused.
     assert ended.status == 0 or (words[0] == "wallet" and "EXISTS_WITH_DIFFERENT_OWNER" in ended.out), ended
     assert ended.out
+
+
+def test_the_readme_runs_in_its_order(hotledger: Cli) -> None:
+    assert len(IN_README) > 5
+    for line in IN_README:
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] not in ("up", "persist", "demo"):
+            hotledger.done(*words)
 
 
 def test_the_demo_reconciles_and_leaves_nothing(tmp_path: Path) -> None:
@@ -155,7 +161,11 @@ def test_money_moves_and_the_ledger_says_so(hotledger: Cli) -> None:
         ("TOP_UP", 1000, 1000),
         ("OPEN_WALLET", 0, 0),
     ]
-    assert (lines[2]["reference"], lines[2]["metadata"], lines[2]["counterparty_id"]) == ("rent [May]", {"floor": 3}, 102)
+    assert (lines[2]["reference"], lines[2]["metadata"], lines[2]["counterparty_id"]) == (
+        "rent [May]",
+        {"floor": 3},
+        102,
+    )
     assert hotledger.json("reconcile").items() >= {"ok": True, "drift": 0, "differences": []}.items()
 
 
@@ -184,7 +194,11 @@ def test_a_key_is_made_up_and_told_before_sending(hotledger: Cli) -> None:
     again = hotledger.json("top-up", 121, 5, "--key", key)
     assert (again["replayed"], again["sequence"]) == (True, first.json["sequence"])
     found = hotledger.json("lookup", "--key", key)
-    assert found["transfer_id"] == first.json["transfer_id"] == hotledger.json("lookup", "--id", found["transfer_id"])["transfer_id"]
+    assert (
+        found["transfer_id"]
+        == first.json["transfer_id"]
+        == hotledger.json("lookup", "--id", found["transfer_id"])["transfer_id"]
+    )
     assert "as decided before" in hotledger.done("top-up", 121, 5, "--key", key).out
 
 
@@ -219,7 +233,7 @@ def test_refused_is_1(command: str, told: str, hotledger: Cli) -> None:
     [
         ("transfer 17 18 0 --key u1", "amount_minor must be an integer from 1 to 9007199254740991"),
         ("transfer 17 18 9007199254740992 --key u1", "amount_minor must be"),
-        ("transfer 17 18 1.5 --key u1", "1.5"),
+        ("transfer 17 18 1.5 --key u1", "AMOUNT"),
         ("transfer 0 18 1 --key u1", "debit must be an integer from 1"),
         ("transfer 17 18 1 --key u1 --id 0195d3c4-0000-7000-8000-000000000001", "--id must be absent"),
         ("transfer 17 18 1 --id nonsense", "--id must be a UUID"),
@@ -278,15 +292,128 @@ def test_a_busy_directory_is_3(town: Path, hotledger: Cli) -> None:
 
 
 async def test_an_unknown_outcome_is_4_and_can_be_looked_up(town: Path, tmp_path: Path) -> None:
-    money = Cli(town / "money")
-    money.done("wallet", "open", 131, "--currency", "USD")
+    data = ("--data", town / "money")
+    await asyncio.to_thread(run_process, "wallet", "open", 131, "--currency", "USD", *data)
     content = orjson.loads((town / "money" / "servers.json").read_bytes())
-    async with proxy_to(content["redis_url"], tmp_path) as (proxy, proxy_url):
-        async with swallowed_after_post(proxy):
-            urls = ("--redis-url", proxy_url, "--postgres-url", content["postgres_url"])
-            ended = await asyncio.to_thread(
-                run_process, "transfer", -external_usd(), 131, 5, "--key", "lost", *urls
-            ) if False else await asyncio.to_thread(run_process, "top-up", 131, 5, "--currency", "USD", "--key", "lost", *urls)
+    async with proxy_to(content["redis_url"], tmp_path) as (proxy, redis_url):
+
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                proxy.swallow_replies |= b"hotledger_post" in data
+                writer.write(data)
+            writer.close()
+
+        proxy._forward = forward  # type: ignore[method-assign]
+        words = ("top-up", 131, 5, "--currency", "USD", "--key", "lost")
+        urls = {"HOTLEDGER_REDIS_URL": redis_url, "HOTLEDGER_POSTGRES_URL": content["postgres_url"]}
+        ended = await asyncio.to_thread(run_process, *words, environment=urls)
     assert ended.status == Exit.UNKNOWN, ended
     assert "hotledger lookup --key lost" in ended.err
-    assert money.json("lookup", "--key", "lost")["status"] == "POSTED"
+    found = await asyncio.to_thread(run_process, "lookup", "--key", "lost", "--json", *data)
+    assert found.json["status"] == "POSTED"
+
+
+def test_another_digest_key_is_5(town: Path) -> None:
+    ended = Cli(town / "money", {"HOTLEDGER_DIGEST_KEY": DIGEST_KEY})("top-up", 17, 1, "--key", "d")
+    assert ended.status == Exit.FATAL
+    assert "digest key" in ended.err
+
+
+# The life of `up`
+
+
+def test_two_commands_at_once_without_up_take_turns(tmp_path: Path) -> None:
+    data = ("--data", tmp_path / "data")
+    with started("wallet", "open", 1, "--currency", "USD", *data) as first:
+        wait_for(lambda: (tmp_path / "data" / "lock").exists())
+        second = run_process("wallet", "open", 2, "--currency", "USD", *data)
+        assert first.wait(PATIENCE_S) == 0
+    assert second.status == 0, second
+
+
+def test_up_survives_a_kill_with_all_data_and_its_file_is_not_believed(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    money = Cli(data_dir, {"HOTLEDGER_DIGEST_KEY": DIGEST_KEY})
+    with running_up(data_dir, environment=money.environment) as process:
+        money.done("wallet", "open", 1, "--currency", "USD")
+        money.done("top-up", 1, 500, "--key", "k1")
+        published = data_dir / "servers.json"
+        assert stat.S_IMODE(published.stat().st_mode) == 0o600
+        process.kill()
+        process.wait()
+    assert published.exists()
+
+    # No `up` runs: the command must start servers itself, once those of the killed one are gone.
+    ended = run_process("wallet", "show", 1, "--json", "--data", data_dir, environment=money.environment)
+    assert ended.json["wallets"][0]["available_minor"] == 500
+    with running_up(data_dir, environment=money.environment) as process:
+        assert orjson.loads(published.read_bytes())["pid"] == process.pid
+        assert money.json("top-up", 1, 500, "--key", "k1")["replayed"]
+        assert [line["amount_minor"] for line in money.json("statement", 1)["lines"]] == [500, 0]
+        assert money.json("reconcile")["ok"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    assert not published.exists()
+    assert run_process("wallet", "show", 1, "--data", data_dir).status == Exit.FATAL  # without the digest key
+
+
+def test_up_replaces_a_killed_persister_and_ends_with_a_broken_one(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    money = Cli(data_dir)
+    with running_up(data_dir) as process:
+        money.done("wallet", "open", 1, "--currency", "USD")
+        [persister] = children(process.pid, "persist")
+        os.kill(persister, signal.SIGKILL)
+        wait_for(lambda: children(process.pid, "persist") not in ([persister], []))
+        money.done("top-up", 1, 5, "--key", "k1")
+        assert money.json("statement", 1)["lines"][0]["amount_minor"] == 5
+
+        with redis.Redis.from_url(f"unix://{data_dir}/run/valkey.sock") as client:
+            client.set(ShardDriver(client).keys.meta, b"damaged")
+        assert process.wait(PATIENCE_S) == Exit.FATAL
+        assert "CorruptRecord" in log_of(data_dir).read_text()
+    assert children_of_directory(data_dir) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_long_command_ends_cleanly(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    with started("demo", environment={"TMPDIR": str(tmp_path)}) as process:
+        wait_for(lambda: any(journalled(made / "data") > 12_000 for made in tmp_path.iterdir()), "the day")
+        process.send_signal(number)
+        output = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == status
+    assert "Traceback" not in output[1]
+    assert list(tmp_path.iterdir()) == []
+    assert children_of_directory(tmp_path) == []
+
+
+def test_urls_a_persister_and_migrate(valkey_url: str, servers: EmbeddedServers) -> None:
+    """Servers of somebody else: the schema, a persister of its own, and commands beside it."""
+    with psycopg.connect(servers.postgres_url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    urls = {"HOTLEDGER_REDIS_URL": valkey_url, "HOTLEDGER_POSTGRES_URL": servers.postgres_url}
+    money = Cli(environment=urls)
+    assert money.json("migrate")["applied"][0] == "0001"
+    assert money.json("migrate")["applied"] == []
+    with started("persist", environment=urls) as process:
+        opened = run_process("wallet", "open", 1, "--currency", "USD", "--json", environment=urls)
+        assert opened.json["status"] == "POSTED"
+        assert run_process("reconcile", environment=urls).status == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    wipe_redis(valkey_url)
+    lost = run_process("wallet", "show", 1, environment=urls)
+    assert (lost.status, "Redis lost its data" in lost.err) == (Exit.FATAL, True)
+
+
+def children(parent: int, word: str) -> list[int]:
+    """The pids of the child processes with this word on their command line."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return [int(pid) for pid, ppid, args in rows if int(ppid) == parent and word in args.split()]
+
+
+def children_of_directory(directory: Path) -> list[str]:
+    """The processes that name the directory on their command line."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if str(directory) in line]

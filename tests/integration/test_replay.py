@@ -16,7 +16,7 @@ import redis
 from engine import Engine, OpenWallet, Outcome, OutcomeUnknown, Status, Transfer, Unavailable
 from engine.domain.transfer import Request
 from gateway.replay import settle
-from tests.fixtures.cli import Cli, running_up, started, wait_for
+from tests.fixtures.cli import Cli, journalled, running_up, started, wait_for
 from tests.fixtures.servers import wipe_redis
 from tests.fixtures.shard import OUTSIDE, ShardDriver, new_shard
 
@@ -127,9 +127,11 @@ def test_paysim_figures_through_a_kill_and_again(paysim_cli: Cli) -> None:
     assert set(part) >= FIGURES
     assert part.items() >= (simulate(3000) | {"replayed": 0}).items()
 
-    words = ("replay", PAYSIM, "--format", "paysim", "--data", paysim_cli.data_dir)
+    data_dir = paysim_cli.data_dir
+    assert data_dir is not None
+    words = ("replay", PAYSIM, "--format", "paysim", "--data", data_dir)
     with started(*words) as process:
-        wait_for(lambda: journalled(paysim_cli) > 30_000, "progress")
+        wait_for(lambda: journalled(data_dir) > 30_000, "progress")
         process.kill()
     expected = simulate()
     whole = replay()
@@ -138,13 +140,6 @@ def test_paysim_figures_through_a_kill_and_again(paysim_cli: Cli) -> None:
 
     again = replay()
     assert again.items() >= (expected | {"replayed": expected["rows"]}).items()
-
-
-def journalled(cli: Cli) -> int:
-    assert cli.data_dir is not None
-    with redis.Redis.from_url(f"unix://{cli.data_dir}/run/valkey.sock") as client:
-        meta = ShardDriver(client).state().meta
-    return int(meta["sequence"]) if meta else 0
 
 
 # csv

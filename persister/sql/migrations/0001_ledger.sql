@@ -37,14 +37,14 @@ CREATE TABLE journal_batch (
     first_sequence bigint NOT NULL,
     epoch          bigint NOT NULL,
     at             timestamptz NOT NULL,
-    journal_hash   bytea NOT NULL,
-    chain          bytea NOT NULL,
+    journal_hash   bytea NOT NULL CHECK (octet_length(journal_hash) = 20),
+    chain          bytea NOT NULL CHECK (octet_length(chain) = 32),
     PRIMARY KEY (shard, last_sequence)
 );
 COMMENT ON TABLE journal_batch IS 'One row per journal entry: the requests that Redis accepted in one step.';
 COMMENT ON COLUMN journal_batch.at IS 'When Redis decided, by its clock.';
-COMMENT ON COLUMN journal_batch.journal_hash IS 'The rolling sha1 after this entry; 20 bytes.';
-COMMENT ON COLUMN journal_batch.chain IS 'The sha256 chain after this entry; 32 bytes.';
+COMMENT ON COLUMN journal_batch.journal_hash IS 'The rolling sha1 after this entry, as Redis computed it.';
+COMMENT ON COLUMN journal_batch.chain IS 'The sha256 chain after this entry; see persister/chain.py.';
 
 CREATE TABLE journal_event (
     shard    smallint NOT NULL,
@@ -89,6 +89,15 @@ COMMENT ON TABLE transfer_detail IS 'What the caller attached; only for transfer
 COMMENT ON COLUMN transfer_detail.metadata IS
     'json and not jsonb: the text is kept as it was hashed, so transfer.details_digest can be verified.';
 
+CREATE TABLE transfer_duplicate (
+    transfer_id  uuid PRIMARY KEY,
+    duplicate_of uuid NOT NULL,
+    shard        smallint NOT NULL,
+    sequence     bigint NOT NULL
+);
+COMMENT ON TABLE transfer_duplicate IS
+    'Transfers whose id came again after Redis forgot it: posted twice, entered under a derived id. Each needs a look.';
+
 CREATE TABLE ledger_entry (
     wallet_id       bigint NOT NULL,
     version         bigint NOT NULL,
@@ -108,7 +117,7 @@ COMMENT ON COLUMN ledger_entry.amount IS 'Signed minor units: negative on the de
 CREATE TABLE wallet (
     id              bigint PRIMARY KEY,
     owner_id        bigint NOT NULL,
-    currency        char(8) NOT NULL,
+    currency        char(8) NOT NULL CHECK (currency ~ '^[A-Z0-9]{3,8} *$'),
     flags           smallint NOT NULL,
     shard           smallint NOT NULL,
     overdraft_limit bigint NOT NULL CHECK (overdraft_limit BETWEEN 0 AND 9007199254740991),
@@ -144,5 +153,6 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON journal_batch 
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON journal_event EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transfer EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transfer_detail EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transfer_duplicate EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ledger_entry EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON wallet EXECUTE FUNCTION refuse_change();
