@@ -362,16 +362,12 @@ def _comparison(name: str, ours: list[Sample], theirs: list[Sample]) -> tuple[fl
         "prototype_transfers_per_s_range": other.details["transfers_per_s_range"],
         "prototype_p50_ms": other.p50_ms,
         "prototype_p99_ms": other.p99_ms,
+        "prototype_server_us_per_transfer": other.details["server_us_per_transfer"],
     }
-    by_wall = ([sample.transfers_per_s for sample in side] for side in (ours, theirs))
-    if not name.startswith("ceiling"):
-        return _ratios(*by_wall, figures)
-    figures["prototype_server_us_per_transfer"] = other.details["server_us_per_transfer"]
-    figures["ratio_to_prototype_by_wall"] = ratio(*by_wall)
-    by_server = ([sample.server_transfers_per_s or 0.0 for sample in side] for side in (ours, theirs))
-    return _ratios(*by_server, figures)
-
-
-def _ratios(ours: list[float], theirs: list[float], figures: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
-    """The ratio of the rates, and the figures with that of either side's best round: noise only ever slows down."""
-    return ratio(ours, theirs), figures | {"ratio_to_prototype_of_best": max(ours) / max(theirs)}
+    our_rates, their_rates = ([sample.transfers_per_s for sample in side] for side in (ours, theirs))
+    if name.startswith("ceiling"):
+        figures["ratio_to_prototype_by_wall"] = ratio(our_rates, their_rates)
+        our_rates, their_rates = ([sample.server_transfers_per_s or 0.0 for sample in side] for side in (ours, theirs))
+    # Noise only ever slows down.
+    figures["ratio_to_prototype_of_best"] = max(our_rates) / max(their_rates)
+    return ratio(our_rates, their_rates), figures

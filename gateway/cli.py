@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType
-from typing import NoReturn
+import threading
 
 import typer
 
@@ -54,12 +53,16 @@ app.command()(money.lookup)
 
 def main() -> None:
     """The entry point. Expected errors end as one line on stderr and the status of gateway/exits.py."""
-    signal.signal(signal.SIGTERM, _end_cleanly)
+    terminated = _treat_sigterm_as_ctrl_c()
     try:
         configure_logs()
         app()
     except KeyboardInterrupt:
-        sys.exit(Exit.INTERRUPTED)
+        sys.exit(Exit.TERMINATED if terminated.is_set() else Exit.INTERRUPTED)
+    except SystemExit as end:
+        if end.code == Exit.INTERRUPTED and terminated.is_set():
+            sys.exit(Exit.TERMINATED)
+        raise
     except Exception as error:
         status = exit_of(error)
         if status is None:
@@ -68,9 +71,20 @@ def main() -> None:
         sys.exit(status)
 
 
-def _end_cleanly(number: int, _: FrameType | None) -> NoReturn:
-    """SIGTERM as an exception, so that servers started here are stopped and temporary files removed."""
-    sys.exit(128 + number)
+def _treat_sigterm_as_ctrl_c() -> threading.Event:
+    """So that servers started here are stopped and temporary files removed. Returns what tells the two apart.
+
+    An exception raised by the handler itself would get lost in an event loop's callbacks, which catch everything;
+    SIGINT has asyncio's own handler there, which cancels the main task.
+    """
+    terminated = threading.Event()
+
+    def handler(*_: object) -> None:
+        terminated.set()
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, handler)
+    return terminated
 
 
 if __name__ == "__main__":

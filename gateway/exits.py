@@ -23,6 +23,7 @@ class Exit(IntEnum):
     UNKNOWN = 4
     FATAL = 5
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 MEANINGS = """\
@@ -32,7 +33,8 @@ MEANINGS = """\
 3    servers unavailable or the data directory is busy; nothing was applied, try again with the same key
 4    the outcome is unknown: look it up, or send the same key again
 5    fatal: something is broken and a person has to look
-130  interrupted"""
+130  ended by Ctrl-C; what was sent is decided, send it again with the same keys to learn how
+143  ended by SIGTERM, likewise"""
 
 _STATUS_OF: tuple[tuple[tuple[type[Exception], ...], Exit], ...] = (
     ((InvalidRequest, BadRow, UnreadableFile), Exit.USAGE),

@@ -22,6 +22,7 @@ import redis
 import typer.main
 
 from gateway import cli as program
+from gateway import embedded, session
 from gateway.embedded import EmbeddedServers
 from gateway.exits import MEANINGS, Exit
 from tests.fixtures.cli import PATIENCE_S, Cli, journalled, log_of, run_process, running_up, started, wait_for
@@ -291,6 +292,17 @@ def test_a_busy_directory_is_3(town: Path, hotledger: Cli) -> None:
         assert "is in use by process" in ended.err
 
 
+def test_a_file_of_another_process_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "BUSY_PATIENCE_S", 0.2)
+    lock = embedded._claim(tmp_path / "data")
+    content = {"pid": os.getpid() + 1, "redis_url": "unix:///nowhere", "postgres_url": "postgresql:///nowhere"}
+    (tmp_path / "data" / "servers.json").write_bytes(orjson.dumps(content))
+    ended = Cli(tmp_path / "data")("wallet", "show", 1)
+    embedded._release(lock)
+    assert ended.status == Exit.UNAVAILABLE
+    assert f"is in use by process {os.getpid()}" in ended.err
+
+
 async def test_an_unknown_outcome_is_4_and_can_be_looked_up(town: Path, tmp_path: Path) -> None:
     data = ("--data", town / "money")
     await asyncio.to_thread(run_process, "wallet", "open", 131, "--currency", "USD", *data)
@@ -322,15 +334,6 @@ def test_another_digest_key_is_5(town: Path) -> None:
 # The life of `up`
 
 
-def test_two_commands_at_once_without_up_take_turns(tmp_path: Path) -> None:
-    data = ("--data", tmp_path / "data")
-    with started("wallet", "open", 1, "--currency", "USD", *data) as first:
-        wait_for(lambda: (tmp_path / "data" / "lock").exists())
-        second = run_process("wallet", "open", 2, "--currency", "USD", *data)
-        assert first.wait(PATIENCE_S) == 0
-    assert second.status == 0, second
-
-
 def test_up_survives_a_kill_with_all_data_and_its_file_is_not_believed(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     money = Cli(data_dir, {"HOTLEDGER_DIGEST_KEY": DIGEST_KEY})
@@ -343,9 +346,12 @@ def test_up_survives_a_kill_with_all_data_and_its_file_is_not_believed(tmp_path:
         process.wait()
     assert published.exists()
 
-    # No `up` runs: the command must start servers itself, once those of the killed one are gone.
-    ended = run_process("wallet", "show", 1, "--json", "--data", data_dir, environment=money.environment)
-    assert ended.json["wallets"][0]["available_minor"] == 500
+    # No `up` runs: a command must start servers itself, once those of the killed one are gone, and a second one
+    # waits for its turn.
+    show = ("wallet", "show", 1, "--json", "--data", data_dir)
+    with started(*show, environment=money.environment) as other:
+        for out in (run_process(*show, environment=money.environment).out, other.communicate(timeout=PATIENCE_S)[0]):
+            assert orjson.loads(out)["wallets"][0]["available_minor"] == 500
     with running_up(data_dir, environment=money.environment) as process:
         assert orjson.loads(published.read_bytes())["pid"] == process.pid
         assert money.json("top-up", 1, 500, "--key", "k1")["replayed"]

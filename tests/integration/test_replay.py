@@ -307,10 +307,14 @@ async def test_a_full_backlog_is_waited_for_in_order(small_shard: ShardDriver, v
         meta = small_shard.meta()
         small_shard.call("hotledger_advance", int(meta["epoch"]), int(meta["sequence"]), 0)
 
+    requests, known = line_of(60), 50
     async with Engine.connect(valkey_url) as engine:
-        outcomes = await settle(engine, line_of(60), persist)
-    assert {(outcome.status, outcome.replayed) for outcome in outcomes} == {(Status.POSTED, False)}
-    assert len(reasons) == 12
+        await engine.post(requests[known : known + 1])  # answered at once, amid others that are put off
+        outcomes = await settle(engine, requests, persist)
+    assert {outcome.status for outcome in outcomes} == {Status.POSTED}
+    assert [at for at, outcome in enumerate(outcomes) if outcome.replayed] == [known]
+    assert [outcome.sequence for outcome in outcomes if not outcome.replayed] == list(range(2, len(requests) + 1))
+    assert len(reasons) >= 12
     assert set(reasons) == {"status LEDGER_BACKLOG"}
 
 
