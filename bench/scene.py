@@ -72,7 +72,7 @@ def begin_shard(redis_url: str) -> None:
     with RedisShard(redis_url, SHARD) as shard:
         shard.load_library()
         shard.initialise(DEPLOYMENT, key_fingerprint(DEPLOYMENT), epoch=1)
-        shard.open_fence(Place(epoch=1, sequence=0, hash=ZERO_HASH), MAX_BACKLOG)
+        shard.open_fence(Place(epoch=1, sequence=0, hash=ZERO_HASH), shard.state().replication_id, MAX_BACKLOG)
 
 
 def wait_for_rewrite(client: redis.Redis) -> None:

@@ -51,6 +51,11 @@ def pack_details(reference: str | None, metadata: Mapping[str, Any] | None) -> b
     return orjson.dumps([reference, metadata], option=orjson.OPT_SORT_KEYS)
 
 
+def details_digest(details: bytes) -> bytes:
+    """8 bytes that stand for the details in the request's content and in the ledger's transfer."""
+    return hashlib.blake2b(details, digest_size=8).digest()
+
+
 def _check_reference(reference: str) -> None:
     if type(reference) is not str or not 1 <= len(reference) <= MAX_REFERENCE_CHARS:
         raise InvalidRequest("reference", f"text of 1 to {MAX_REFERENCE_CHARS} characters", reference)
@@ -122,7 +127,7 @@ class RequestPacker:
             check_wallet_id(credit, "credit"),
             check_amount(amount_minor),
             NO_CURRENCY if currency is None else pack_currency(currency),
-            hashlib.blake2b(details, digest_size=8).digest() if details else NO_DIGEST,
+            details_digest(details) if details else NO_DIGEST,
         )
         return Packed(packed_id, record, details)
 

@@ -15,11 +15,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -74,6 +77,9 @@ _WORD_OF: dict[type[Exception], str] = {
     OutOfMemoryError: "OOM",
     AuthenticationError: "NOAUTH",
     NoPermissionError: "NOPERM",
+    ClusterDownError: "CLUSTERDOWN",
+    MasterDownError: "MASTERDOWN",
+    TryAgainError: "TRYAGAIN",
 }
 """The first words that redis-py takes off an error reply when it has a class of its own for it."""
 

@@ -37,10 +37,6 @@ class Meter:
         else:
             note(f"{self._title}: {done:.0%}, {text}")
 
-    def finish(self, text: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=1, text=text)
-
 
 @contextmanager
 def meter(title: str) -> Iterator[Meter]:

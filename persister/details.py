@@ -6,11 +6,11 @@ Both ways keep the bytes, because transfer.details_digest is over them; the dige
 from __future__ import annotations
 
 import struct
-from hashlib import blake2b
 
 import orjson
 
 from engine.errors import CorruptRecord
+from engine.requests import details_digest
 from persister.copy_binary import SIGNATURE, TRAILER
 
 _COLUMNS = struct.Struct("!hi16s")
@@ -49,7 +49,7 @@ def copy_stream(details: list[tuple[bytes, bytes]]) -> bytes:
 
 def digest_of(reference: str | None, metadata: str | None) -> int:
     """What transfer.details_digest must be for these columns."""
-    return int.from_bytes(blake2b(join(reference, metadata), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(details_digest(join(reference, metadata)), "little", signed=True)
 
 
 def _head(reference: str | None) -> bytes:

@@ -163,7 +163,7 @@ class Leader:
             case Step.OPEN:
                 # A leader that died between its commit and its advance left this undone.
                 self._advance()
-                self._redis.open_fence(place_of(redis), self._settings.max_backlog)
+                self._redis.open_fence(place_of(redis), redis.replication_id, self._settings.max_backlog)
                 self._log.info("shard.opened", epoch=self._place.epoch, sequence=self._place.sequence)
             case Step.SERVE:
                 self._advance()

@@ -103,9 +103,12 @@ class RedisShard:
         """Make an empty shard. Raises Moved if it is not empty (any more)."""
         self._function("hotledger_initialise", deployment, key_fingerprint, epoch)
 
-    def open_fence(self, place: Place, max_backlog: int) -> None:
-        """Let payments in, if the shard is exactly at place. Raises Moved if it is not."""
-        self._function("hotledger_open", place.epoch, place.sequence, place.hash, max_backlog)
+    def open_fence(self, place: Place, replication_id: str, max_backlog: int) -> None:
+        """Let payments in, if the shard is exactly at place, in the server process of this replication id.
+
+        Raises Moved if it is not: what was compared with the ledger is not what is there now.
+        """
+        self._function("hotledger_open", place.epoch, place.sequence, place.hash, replication_id.encode(), max_backlog)
 
     def close_fence(self) -> None:
         """Let no payment in until the next open."""

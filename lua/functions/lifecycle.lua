@@ -2,8 +2,9 @@
 --
 -- hotledger_initialise  ARGV deployment (16 bytes), key_fingerprint (8 bytes), epoch
 --   Writes the meta record of an empty shard at sequence 0. Errors: EXISTS if the shard has a meta or a journal.
--- hotledger_open        ARGV epoch, sequence, hash, max_backlog
---   Opens the fence if meta and the journal are exactly at what was compared with the ledger. Errors: CHANGED, CORRUPT.
+-- hotledger_open        ARGV epoch, sequence, hash, replication id, max_backlog
+--   Opens the fence if meta and the journal are exactly at what was compared with the ledger, in the server process
+--   where it was compared: one that restarted since has another replication id. Errors: CHANGED, CORRUPT.
 -- hotledger_close       no ARGV. Closes the fence: until the next open, post answers SHARD_NOT_OPEN.
 -- hotledger_advance     ARGV epoch, persisted, trim_before
 --   Notes how far the ledger is, and trims the journal's entries that end before trim_before, never the last one.
@@ -36,10 +37,12 @@ redis.register_function('hotledger_open', function(keys, args)
   if m.sequence ~= tonumber(args[2]) or m.hash ~= args[3] then
     fail('CHANGED', string.format('meta is at %.0f %s', m.sequence, m.hash))
   end
-  if not is_count(tonumber(args[4])) then fail('INVALID', 'max_backlog') end
+  local max_backlog = tonumber(args[5])
+  if not max_backlog or not is_count(max_backlog) then fail('INVALID', 'max_backlog') end
   if journal_last_sequence(tag) ~= m.sequence then corrupt('journal: its last entry is not meta\'s sequence') end
-  if not replication_id() then fail('CHANGED', 'this server is not a primary') end
-  fence_raise(tag, m, tonumber(args[4]))
+  local replid = replication_id()
+  if replid ~= args[4] then fail('CHANGED', 'the replication id is ' .. (replid or 'a replica\'s')) end
+  fence_raise(tag, m, replid, max_backlog)
   return redis.status_reply('OK')
 end)
 

@@ -3,14 +3,15 @@
 -- a fence that matches, the shard takes no payment: the history in memory may not be the one the ledger has.
 local fences = {}
 
+-- nil on a replica.
 local function replication_id()
   local info = redis.call('INFO', 'replication')
   if not string.find(info, 'role:master', 1, true) then return nil end
   return string.match(info, 'master_replid:(%x+)')
 end
 
-local function fence_raise(tag, m, max_backlog)
-  fences[tag] = { epoch = m.epoch, sequence = m.sequence, replid = replication_id(), max_backlog = max_backlog }
+local function fence_raise(tag, m, replid, max_backlog)
+  fences[tag] = { epoch = m.epoch, sequence = m.sequence, replid = replid, max_backlog = max_backlog }
 end
 
 -- The shard's fence if it is open for exactly this history, else nil.

@@ -12,8 +12,8 @@ from tests.fixtures.shard import DEPLOYMENT, FINGERPRINT, ShardDriver, request_r
 
 def test_open_is_compare_and_set(funded: ShardDriver) -> None:
     meta = funded.meta()
-    right = [meta["epoch"], meta["sequence"], meta["hash"], 1000]
-    for position, wrong in ((0, 2), (1, meta["sequence"] - 1), (2, ZERO_HASH)):
+    right = [meta["epoch"], meta["sequence"], meta["hash"], funded.state().replication_id, 1000]
+    for position, wrong in ((0, 2), (1, meta["sequence"] - 1), (2, ZERO_HASH), (3, "0" * 40)):
         arguments = list(right)
         arguments[position] = wrong
         funded.call("hotledger_close")
