@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Decimal
 
 from engine.errors import InvalidRequest
 
@@ -11,6 +11,8 @@ MAX_AMOUNT_MINOR = 2**53 - 1
 """The largest amount and the largest magnitude of a balance: every integer up to it is exact as a double."""
 
 CURRENCY_BYTES = 8
+_DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?\Z")
+_MAX_DIGITS = 28  # what Decimal's default context keeps exact
 _CURRENCY = re.compile(r"[A-Z0-9]{3,8}\Z")
 
 
@@ -33,17 +35,17 @@ def unpack_currency(packed: bytes) -> str:
 
 
 def parse_decimal(text: str, field: str, exponent: int = 2) -> int:
-    """A decimal text such as '9839.64' in minor units, rounded half to even; InvalidRequest if it is no number.
+    """A decimal text such as '9839.64' or '1.2e7' in minor units, rounded half to even.
 
-    exponent: digits after the point that the currency has (2 for cents).
+    exponent: digits after the point that the currency has (2 for cents). Raises InvalidRequest for what is no plain
+    decimal number of at most 28 digits, or beyond MAX_AMOUNT_MINOR.
     """
-    try:
-        value = Decimal(text)
-        if not value.is_finite():
-            raise InvalidOperation
-        minor = int(value.scaleb(exponent).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
-    except InvalidOperation:
-        raise InvalidRequest(field, "a decimal number", text) from None
+    if not _DECIMAL.match(text) or sum(map(str.isdigit, text)) > _MAX_DIGITS:
+        raise InvalidRequest(field, f"a decimal number of at most {_MAX_DIGITS} digits", text)
+    value = Decimal(text)
+    if value.adjusted() > _MAX_DIGITS:
+        raise InvalidRequest(field, f"at most {MAX_AMOUNT_MINOR} minor units", text)
+    minor = int(value.scaleb(exponent).to_integral_value(ROUND_HALF_EVEN))
     if abs(minor) > MAX_AMOUNT_MINOR:
         raise InvalidRequest(field, f"at most {MAX_AMOUNT_MINOR} minor units", text)
     return minor
