@@ -11,7 +11,7 @@ MAX_AMOUNT_MINOR = 2**53 - 1
 """The largest amount and the largest magnitude of a balance: every integer up to it is exact as a double."""
 
 CURRENCY_BYTES = 8
-_DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?\Z")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
 _MAX_DIGITS = 28  # what Decimal's default context keeps exact
 _CURRENCY = re.compile(r"[A-Z0-9]{3,8}\Z")
 
