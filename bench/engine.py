@@ -90,7 +90,7 @@ async def _ceiling(redis_url: str, transfers: int, size: int, pairs: Pairs) -> S
         batches = [b"".join(batch) for batch in _packed(transfers, size, pairs)]
     client = connect_redis(redis_url)
     shard = Shard(client, SHARD)
-    await shard.connect()
+    await shard.connect(DEPLOYMENT)
     latencies_s: list[float] = []
     waiting = iter(batches)
 
@@ -109,7 +109,7 @@ async def _ceiling(redis_url: str, transfers: int, size: int, pairs: Pairs) -> S
 
 
 def _packed(transfers: int, size: int, pairs: Pairs) -> Iterator[list[bytes]]:
-    packer = RequestPacker(id_deriver(DEPLOYMENT), scope="")
+    packer = RequestPacker(id_deriver(DEPLOYMENT), "", SHARD)
     for batch in in_batches(payments(transfers, pairs, "pay"), size):
         yield [packer.pack(transfer).record for transfer in batch]
 

@@ -32,7 +32,7 @@ PAYERS = 10_000
 MERCHANT = PAYERS + 1
 FUNDS_MINOR = 1_000_000_000
 AMOUNT_MINOR = 100
-MAX_BACKLOG = 100_000_000
+MAX_BACKLOG = MAX_OUTCOMES = 100_000_000
 """No measurement but that of the persister itself shall be refused for want of one."""
 
 DEPLOYMENT = b"hotledger bench!"
@@ -72,7 +72,9 @@ def begin_shard(redis_url: str) -> None:
     with RedisShard(redis_url, SHARD) as shard:
         shard.load_library()
         shard.initialise(DEPLOYMENT, key_fingerprint(DEPLOYMENT), epoch=1)
-        shard.open_fence(Place(epoch=1, sequence=0, hash=ZERO_HASH), shard.state().replication_id, MAX_BACKLOG)
+        shard.open_fence(
+            Place(epoch=1, sequence=0, hash=ZERO_HASH), shard.state().replication_id, MAX_BACKLOG, MAX_OUTCOMES
+        )
 
 
 def wait_for_rewrite(client: redis.Redis) -> None:

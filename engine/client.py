@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from engine.domain.money import unpack_currency
 from engine.domain.status import NUMBER_OF, STATUS_OF, Status
 from engine.domain.transfer import Kind, OpenWallet, Outcome, Request
 from engine.domain.wallet import MAX_SHARD, Balance, check_user_wallet_id, check_wallet_id, external_wallet_id
-from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, ShardNotOpen, Unavailable
+from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, OutcomeUnknown, ShardNotOpen, Unavailable
 from engine.ledger_lookup import LedgerLookup
 from engine.requests import Packed, RequestPacker
 from engine.shard import Shard, connect_redis
@@ -110,7 +111,6 @@ class Engine:
                 raise ShardNotOpen("the server is empty: a persister has to open it first")
             return meta
 
-        await shard.connect()
         meta = await _until(meet, loop.time() + timeout_ms / 1000)
         deployment = meta["deployment"]
         key = deployment if digest_key is None else digest_key
@@ -120,9 +120,10 @@ class Engine:
             raise HistoryMismatch(
                 f"Redis belongs to deployment {UUID(bytes=deployment)}, Postgres to {UUID(bytes=known.id)}"
             )
+        await shard.connect(deployment)
         clock = ServerClock()
         clock.observe(await shard.time_ms(), loop.time())
-        packer = RequestPacker(id_deriver(key), scope)
+        packer = RequestPacker(id_deriver(key), scope, shard_number)
         return cls(shard, clock, packer, ledger, shard_number, timeout_ms, max_queued)
 
     # Wallets
@@ -141,8 +142,9 @@ class Engine:
         """Open a wallet, and its currency's external wallet if that is the first of the currency.
 
         wallet_id: 1 to 2^63-1, chosen by the caller; owner_id: 0 to 2^63-1; currency: 3 to 8 of A-Z and 0-9.
-        Returns POSTED; opening the same wallet again is a replay, with other content EXISTS_WITH_DIFFERENT_*;
-        WALLET_EXISTS if it was opened under another key. Raises InvalidRequest, Unavailable, OutcomeUnknown.
+        Returns POSTED; opening the same wallet again is a replay within the idempotency window, with other content
+        EXISTS_WITH_DIFFERENT_*; WALLET_EXISTS after the window, or if it was opened under another key.
+        Raises InvalidRequest, Unavailable, OutcomeUnknown.
         """
         opening = OpenWallet(wallet_id, owner_id, currency, overdraft_limit_minor, key, id)
         [outcome] = await self.open_wallets([opening], timeout_ms=timeout_ms)
@@ -186,8 +188,19 @@ class Engine:
         Raises InvalidRequest, Unavailable (nothing applied: Overloaded, ShardNotOpen, LedgerBacklog) or
         OutcomeUnknown. Rule: lua/functions/post.lua; invariants 1 to 4 and 9.
         """
+        check_user_wallet_id(debit, "debit")
+        check_user_wallet_id(credit, "credit")
         return await self._move(
-            debit, credit, amount_minor, key, id, Kind.TRANSFER, currency, reference, metadata, timeout_ms
+            debit,
+            credit,
+            amount_minor,
+            key,
+            id,
+            Kind.TRANSFER,
+            currency,
+            reference,
+            metadata,
+            self._deadline_s(timeout_ms),
         )
 
     async def pay(
@@ -204,8 +217,19 @@ class Engine:
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Pay a merchant's wallet. As transfer; the ledger shows it as a payment."""
+        check_user_wallet_id(debit, "debit")
+        check_user_wallet_id(merchant, "merchant")
         return await self._move(
-            debit, merchant, amount_minor, key, id, Kind.PAYMENT, currency, reference, metadata, timeout_ms
+            debit,
+            merchant,
+            amount_minor,
+            key,
+            id,
+            Kind.PAYMENT,
+            currency,
+            reference,
+            metadata,
+            self._deadline_s(timeout_ms),
         )
 
     async def top_up(
@@ -247,8 +271,8 @@ class Engine:
 
         Each stands alone: a refusal does not stop the next. All are checked before the first is sent, so
         InvalidRequest means that nothing happened. A request that met a full backlog has the status LEDGER_BACKLOG
-        here. Raises Unavailable or OutcomeUnknown when the deadline passes; send the whole list again then, what
-        was decided is replayed.
+        here. Raises Unavailable if nothing was applied by the deadline, OutcomeUnknown if some of it was or may have
+        been: send the whole list again then, what was decided is replayed.
         """
         deadline_s = self._deadline_s(timeout_ms)
         packed = [self._packer.pack(request) for request in requests]
@@ -256,18 +280,23 @@ class Engine:
         answered: tuple[list[Packed], bytes] | None = None
         for start in range(0, len(packed), MAX_BATCH):
             chunk = packed[start : start + MAX_BATCH]
-            flight = self._batcher.submit(
-                b"".join([request.record for request in chunk]),
-                b"".join([request.details for request in chunk]),
-                len(chunk),
-                deadline_s,
-            )
-            if answered:  # unpacked while the next chunk is in flight
-                outcomes += _outcomes(*answered)
-            answered = (chunk, await flight)
+            try:
+                flight = self._submit(chunk, deadline_s)
+                if answered:  # unpacked while the next chunk is in flight
+                    outcomes += _outcomes(*answered)
+                answered = (chunk, await flight)
+            except (Unavailable, OutcomeUnknown) as error:
+                if start == 0 and isinstance(error, Unavailable):
+                    raise
+                raise OutcomeUnknown([UUID(bytes=request.id) for request in packed]) from error
         if answered:
             outcomes += _outcomes(*answered)
         return outcomes
+
+    def _submit(self, chunk: list[Packed], deadline_s: float) -> asyncio.Future[bytes]:
+        records = b"".join([request.record for request in chunk])
+        details = b"".join([request.details for request in chunk])
+        return self._batcher.submit(records, details, len(chunk), deadline_s)
 
     # Reading
 
@@ -277,14 +306,15 @@ class Engine:
 
     async def balances(self, wallet_ids: Sequence[int], *, timeout_ms: int | None = None) -> list[Balance | None]:
         """What each wallet has, in the order given; each thousand of them at one instant. Raises Unavailable."""
-        deadline_s = self._deadline_s(timeout_ms)
         for wallet_id in wallet_ids:
             check_wallet_id(wallet_id, "wallet_id")
+        return await self._balances(wallet_ids, self._deadline_s(timeout_ms))
+
+    async def _balances(self, wallet_ids: Sequence[int], deadline_s: float) -> list[Balance | None]:
         found: list[Balance | None] = []
         for start in range(0, len(wallet_ids), MAX_BATCH):
             chunk = wallet_ids[start : start + MAX_BATCH]
-            packed = await _until(lambda chunk=chunk: self._shard.wallets(chunk), deadline_s)  # type: ignore[misc]
-            found += map(_balance, chunk, packed)
+            found += map(_balance, chunk, await _until(partial(self._shard.wallets, chunk), deadline_s))
         return found
 
     async def lookup(self, *, key: str | None = None, id: UUID | None = None, timeout_ms: int | None = None) -> Outcome:
@@ -292,7 +322,8 @@ class Engine:
 
         NOT_APPLIED is definite for every call whose deadline has passed, in this process or another: the server
         will not decide such a request any more, even if it still lies in a socket. Without a postgres_url it speaks
-        for the idempotency window only. Raises Unavailable if it cannot be told within the timeout.
+        for the idempotency window only, and beyond it for movements of money only.
+        Raises Unavailable if it cannot be told within the timeout.
         """
         packed_id = self._packer.id_of(key, id)
         deadline_s = self._deadline_s(timeout_ms)
@@ -308,7 +339,8 @@ class Engine:
         if record:
             status, sequence, debit, credit = IDEMPOTENCY.struct.unpack(record)[:4]
             return Outcome(STATUS_OF[status], int(sequence), True, int(debit), int(credit), packed_id)
-        posted = await self._ledger.transfer(UUID(bytes=packed_id)) if self._ledger else None
+        ledger = self._ledger
+        posted = await _until(partial(ledger.transfer, UUID(bytes=packed_id)), deadline_s) if ledger else None
         return posted or Outcome(Status.NOT_APPLIED, 0, False, 0, 0, packed_id)
 
     # Inside
@@ -324,12 +356,12 @@ class Engine:
         currency: str | None,
         reference: str | None,
         metadata: Mapping[str, Any] | None,
-        timeout_ms: int | None,
+        deadline_s: float,
     ) -> Outcome:
         packed_id, record, details = self._packer.pack_transfer(
             debit, credit, amount_minor, key, transfer_id, kind, currency, reference, metadata
         )
-        reply = await self._batcher.submit(record, details, 1, self._deadline_s(timeout_ms))
+        reply = await self._batcher.submit(record, details, 1, deadline_s)
         status, sequence, debit_available, credit_available, replayed = _unpack_reply(reply)
         if status == _LEDGER_BACKLOG:
             raise _backlog()
@@ -356,8 +388,8 @@ class Engine:
     ) -> Outcome:
         incoming = kind is Kind.TOP_UP
         check_user_wallet_id(wallet_id, "wallet_id")
-        if currency is None:
-            currency = await self._currency_of(wallet_id, timeout_ms)
+        deadline_s = self._deadline_s(timeout_ms)
+        currency = currency or await self._currency_of(wallet_id, deadline_s)
         if currency is None:
             packed_id = self._packer.id_of(key, transfer_id)
             missing = Status.CREDIT_WALLET_NOT_FOUND if incoming else Status.DEBIT_WALLET_NOT_FOUND
@@ -365,13 +397,13 @@ class Engine:
         outside = self.external_wallet(currency)
         debit, credit = (outside, wallet_id) if incoming else (wallet_id, outside)
         return await self._move(
-            debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata, timeout_ms
+            debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata, deadline_s
         )
 
-    async def _currency_of(self, wallet_id: int, timeout_ms: int | None) -> str | None:
+    async def _currency_of(self, wallet_id: int, deadline_s: float) -> str | None:
         """A wallet's currency, which never changes, so it may be kept."""
         currency = self._currencies.get(wallet_id)
-        if currency is None and (balance := await self.balance(wallet_id, timeout_ms=timeout_ms)) is not None:
+        if currency is None and (balance := (await self._balances([wallet_id], deadline_s))[0]) is not None:
             if len(self._currencies) >= MAX_CACHED_CURRENCIES:
                 self._currencies.clear()
             currency = self._currencies[wallet_id] = balance.currency
@@ -410,11 +442,14 @@ def _balance(wallet_id: int, packed: bytes) -> Balance | None:
 
 
 async def _until(attempt: Callable[[], Awaitable[_T]], deadline_s: float) -> _T:
-    """Try until it works or the deadline passes; then the last Unavailable is raised."""
+    """Try until it works or the deadline passes; then the last Unavailable is raised. For reads only."""
     loop = asyncio.get_running_loop()
     while True:
         try:
-            return await attempt()
+            async with asyncio.timeout_at(deadline_s):
+                return await attempt()
+        except TimeoutError:
+            raise Unavailable("no answer before the deadline") from None
         except Unavailable:
             if loop.time() + _POLL_S >= deadline_s:
                 raise

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg import errors
 
 from engine.domain.status import Status
 from engine.domain.transfer import Outcome
-from engine.errors import Unavailable
+from engine.errors import Fatal, Unavailable
 
 
 class Deployment(NamedTuple):
@@ -25,27 +26,31 @@ class LedgerLookup:
         self._timeout_s = timeout_s
 
     async def deployment(self) -> Deployment | None:
-        """The deployment that this ledger belongs to; None for a new one."""
-        async with await self._connect() as connection:
-            found = await connection.execute("select to_regclass('deployment') is not null")
-            if not (await found.fetchone() or (False,))[0]:
-                return None
-            cursor = await connection.execute("select id, key_fingerprint from deployment")
-            row = await cursor.fetchone()
-            return Deployment(row[0].bytes, bytes(row[1])) if row else None
+        """The deployment that this ledger belongs to; None for a new one. Raises Unavailable, Fatal."""
+        try:
+            row = await self._one("select id, key_fingerprint from deployment")
+        except errors.UndefinedTable:
+            return None
+        return Deployment(row[0].bytes, bytes(row[1])) if row else None
 
     async def transfer(self, transfer_id: UUID) -> Outcome | None:
-        """The posted outcome of a transfer that the ledger has; None if it has none."""
-        async with await self._connect() as connection:
-            cursor = await connection.execute(_TRANSFER, (transfer_id,))
-            row = await cursor.fetchone()
-            return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id.bytes) if row else None
-
-    async def _connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+        """The posted outcome of a transfer that the ledger has; None if it has none. Raises Unavailable, Fatal."""
         try:
-            return await psycopg.AsyncConnection.connect(self._url, connect_timeout=self._timeout_s, autocommit=True)
+            row = await self._one(_TRANSFER, transfer_id)
+        except errors.UndefinedTable as error:
+            raise Fatal(f"the database has no ledger: {error}") from error
+        return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id.bytes) if row else None
+
+    async def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        """The first row of a query."""
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                self._url, connect_timeout=self._timeout_s, autocommit=True
+            )
+            async with connection:
+                return await (await connection.execute(query, values)).fetchone()
         except psycopg.OperationalError as error:
-            raise Unavailable(f"the ledger cannot be reached: {error}") from error
+            raise Unavailable(f"the ledger cannot be asked: {error}") from error
 
 
 _TRANSFER = """

@@ -107,7 +107,7 @@ async def ensure_library(redis: Redis) -> bool:
     """Load the library unless the server has it or a newer one. Returns True if it was loaded now.
 
     Loading closes every open shard of that server (the fence lives in the library's process-local variables);
-    the persister opens them again. Raises LibraryMismatch.
+    the persister opens them again. Raises LibraryMismatch, and redis' errors as they come.
     """
     async with redis.pipeline(transaction=True) as pipe:
         while True:
@@ -126,4 +126,6 @@ async def ensure_library(redis: Redis) -> bool:
             except WatchError:
                 continue
             except ResponseError as error:
-                raise LibraryMismatch(f"the server refused the library: {error}") from error
+                if "compiling" in str(error) or "registering" in str(error):
+                    raise LibraryMismatch(f"the server refused the library: {error}") from error
+                raise

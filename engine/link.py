@@ -31,7 +31,7 @@ class _Wire(asyncio.Protocol):
 
     def __init__(self, connection: AbstractConnection) -> None:
         self.connection = connection  # kept alive: it closes its socket when it is collected
-        assert connection._writer is not None  # noqa: S101 -- it has just connected
+        assert connection._writer is not None  # it has just connected
         self.transport = connection._writer.transport
         self.lost = False
         self.waiting: deque[asyncio.Future[bytes]] = deque()
@@ -106,9 +106,11 @@ class Link:
             await asyncio.wait([self._connecting])
 
     async def close(self) -> None:
-        for handle in (self._watch, self._connecting):
-            if handle is not None:
-                handle.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         await self._drop()
 
     async def _drop(self) -> None:

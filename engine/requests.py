@@ -20,7 +20,7 @@ from engine.domain.transfer import (
     Request,
     Transfer,
 )
-from engine.domain.wallet import FLAG_EXTERNAL, check_owner_id, check_wallet_id
+from engine.domain.wallet import FLAG_EXTERNAL, check_owner_id, check_wallet_id, external_wallet_id
 from engine.errors import InvalidRequest
 from engine.wire import REQUEST
 
@@ -77,9 +77,10 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
 
 
 class RequestPacker:
-    """Packs requests under one owner scope."""
+    """Packs requests under one owner scope, for one shard."""
 
-    def __init__(self, derive_id: DeriveId, scope: str) -> None:
+    def __init__(self, derive_id: DeriveId, scope: str, shard: int) -> None:
+        self._shard = shard
         self._derive_id = derive_id
         self._scope = scope
 
@@ -133,6 +134,9 @@ class RequestPacker:
 
     def _pack_opening(self, request: OpenWallet) -> Packed:
         wallet_id = check_wallet_id(request.wallet_id, "wallet_id")
+        currency = pack_currency(request.currency)
+        if wallet_id < 0 and wallet_id != external_wallet_id(request.currency, self._shard):
+            raise InvalidRequest("wallet_id", f"positive, or the external wallet's of {request.currency}", wallet_id)
         if request.key is None and request.id is None:
             packed_id = self._derive_id(OPENING_SCOPE, str(wallet_id))
         else:
@@ -145,7 +149,7 @@ class RequestPacker:
             wallet_id,
             check_owner_id(request.owner_id),
             check_amount(request.overdraft_limit_minor, "overdraft_limit_minor", at_least=0),
-            pack_currency(request.currency),
+            currency,
             NO_DIGEST,
         )
         return Packed(packed_id, record, b"")

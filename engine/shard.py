@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    ExecAbortError,
     MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
@@ -28,7 +29,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from engine.batcher import NoReply, NotApplied
-from engine.errors import CorruptRecord, Fatal, LibraryMismatch, ServerRefused, ShardNotOpen, Unavailable
+from engine.errors import (
+    CorruptRecord,
+    Fatal,
+    HistoryMismatch,
+    LibraryMismatch,
+    ServerRefused,
+    ShardNotOpen,
+    Unavailable,
+)
 from engine.keys import ShardKeys
 from engine.library import ensure_library
 from engine.link import Link, LinkLost, ReplyError
@@ -49,8 +58,11 @@ class ShardState(NamedTuple):
 
 
 def connect_redis(url: str, *, connections: int = 8) -> Redis:
-    """A client that never retries by itself: whether a lost reply may be asked again is decided here."""
-    return Redis.from_url(
+    """A client that never retries by itself: whether a lost reply may be asked again is decided here.
+
+    connections: more calls at once wait for one.
+    """
+    pool = BlockingConnectionPool.from_url(
         url,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=SOCKET_TIMEOUT_S,
@@ -58,6 +70,7 @@ def connect_redis(url: str, *, connections: int = 8) -> Redis:
         max_connections=connections,
         protocol=2,  # no push messages: engine/link.py takes every reply for an answer
     )
+    return Redis.from_pool(pool)
 
 
 def unpack_state(reply: Sequence[Any]) -> ShardState:
@@ -80,11 +93,23 @@ _WORD_OF: dict[type[Exception], str] = {
     ClusterDownError: "CLUSTERDOWN",
     MasterDownError: "MASTERDOWN",
     TryAgainError: "TRYAGAIN",
+    ExecAbortError: "EXECABORT",
 }
 """The first words that redis-py takes off an error reply when it has a class of its own for it."""
 
 _TRY_AGAIN = frozenset(
-    ("LOADING", "READONLY", "OOM", "MISCONF", "MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
+    (
+        "LOADING",
+        "READONLY",
+        "OOM",
+        "MISCONF",
+        "MASTERDOWN",
+        "NOREPLICAS",
+        "BUSY",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "EXECABORT",
+    )
 )
 """First words of replies that refuse a call before it ran."""
 
@@ -101,6 +126,8 @@ def meaning_of(error: Exception) -> Exception:
         return NotApplied(ShardNotOpen("the shard waits for its persister to check its history"))
     if word in ("CORRUPT", "WRONGTYPE"):
         return CorruptRecord(text)
+    if word == "FOREIGN":
+        return HistoryMismatch(f"this is not the server that the engine connected to: {text}")
     if word in ("WIRE", "INVALID"):
         return LibraryMismatch(f"the server's library does not take this engine's requests: {text}")
     if word in ("NOAUTH", "NOPERM", "WRONGPASS"):
@@ -115,19 +142,26 @@ class Shard:
         self.keys = ShardKeys(shard)
         self._redis = redis
         self._loop = asyncio.get_running_loop()
-        head = (b"FCALL", b"hotledger_post", b"1", self.keys.tag, b"%d" % WIRE_VERSION)
-        prefix = b"*%d\r\n" % (len(head) + 3) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in head)
-        self._link = Link(redis, prefix, SOCKET_TIMEOUT_S)
+        self._link: Link | None = None
         self._reloading: asyncio.Task[None] | None = None
 
-    async def connect(self) -> None:
+    async def connect(self, deployment: bytes) -> None:
+        """Make the link that post uses. deployment: the 16-byte id that the server's shard must have."""
+        head = (b"FCALL", b"hotledger_post", b"1", self.keys.tag, b"%d" % WIRE_VERSION, deployment)
+        prefix = b"*%d\r\n" % (len(head) + 3) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in head)
+        self._link = Link(self._redis, prefix, SOCKET_TIMEOUT_S)
         await self._link.connected()
 
     async def close(self) -> None:
-        await self._link.close()
+        if self._link is not None:
+            await self._link.close()
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.wait([self._reloading])
 
     def post(self, records: bytes, details: bytes, not_after_ms: int) -> asyncio.Future[bytes]:
-        """The Transport of a Batcher; see lua/functions/post.lua."""
+        """The Transport of a Batcher, once connected; see lua/functions/post.lua."""
+        assert self._link is not None
         answer: asyncio.Future[bytes] = self._loop.create_future()
         try:
             reply = self._link.call(records, details, b"%d" % not_after_ms)
@@ -192,8 +226,8 @@ class Shard:
         structlog.get_logger().warning("library.lost", shard=self.keys.tag.decode())
         try:
             await ensure_library(self._redis)
-        except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, BusyLoadingError, OSError):
-            return  # the next call finds out
+        except (RedisError, OSError, LibraryMismatch) as error:
+            structlog.get_logger().error("library.not_loaded", error=str(error))  # the next call tries again
 
 
 @contextmanager

@@ -211,7 +211,7 @@ class _Server:
 
     def wait_until_it_answers(self) -> None:
         """Raises EmbeddedServerError, after killing what is left, if it ends or START_TIMEOUT_S passes."""
-        assert self._process is not None  # noqa: S101  launch() comes first
+        assert self._process is not None  # launch() comes first
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None:

@@ -86,7 +86,7 @@ class PersisterProcess:
     def _keep_running(self) -> None:
         backoff_s = FIRST_BACKOFF_S
         while True:
-            assert self._process is not None  # noqa: S101  __enter__ comes first
+            assert self._process is not None  # __enter__ comes first
             began_at = time.monotonic()
             status = self._process.wait()
             if self._stopping.is_set():

@@ -163,11 +163,17 @@ class Leader:
             case Step.OPEN:
                 # A leader that died between its commit and its advance left this undone.
                 self._advance()
-                self._redis.open_fence(place_of(redis), redis.replication_id, self._settings.max_backlog)
+                self._open_fence(redis)
                 self._log.info("shard.opened", epoch=self._place.epoch, sequence=self._place.sequence)
             case Step.SERVE:
                 self._advance()
         return step in (Step.OPEN, Step.SERVE)
+
+    def _open_fence(self, redis: ShardState) -> None:
+        settings = self._settings
+        # A generation ends when it is full; while no leader is there to end it, it grows as the backlog may.
+        max_outcomes = settings.max_idempotency_records + settings.max_backlog
+        self._redis.open_fence(place_of(redis), redis.replication_id, settings.max_backlog, max_outcomes)
 
     def _drain_tail(self) -> None:
         raw = self._read() or self._redis.read_one(self._place.sequence)

@@ -103,12 +103,14 @@ class RedisShard:
         """Make an empty shard. Raises Moved if it is not empty (any more)."""
         self._function("hotledger_initialise", deployment, key_fingerprint, epoch)
 
-    def open_fence(self, place: Place, replication_id: str, max_backlog: int) -> None:
+    def open_fence(self, place: Place, replication_id: str, max_backlog: int, max_outcomes: int) -> None:
         """Let payments in, if the shard is exactly at place, in the server process of this replication id.
 
+        max_backlog, max_outcomes: records that the ledger may lack, and that one idempotency generation may hold.
         Raises Moved if it is not: what was compared with the ledger is not what is there now.
         """
-        self._function("hotledger_open", place.epoch, place.sequence, place.hash, replication_id.encode(), max_backlog)
+        compared = (place.epoch, place.sequence, place.hash, replication_id.encode())
+        self._function("hotledger_open", *compared, max_backlog, max_outcomes)
 
     def close_fence(self) -> None:
         """Let no payment in until the next open."""

@@ -398,3 +398,88 @@ async def test_kinds_that_do_not_move_money_are_no_transfers(shard: ShardDriver)
         with pytest.raises(InvalidRequest, match="kind"):
             await engine.post([Transfer(1, 2, 1, key="k", kind=Kind.OPEN_WALLET)])
         assert engine.external_wallet("USD") == external_wallet_id("USD", 0)
+
+
+async def test_many_reads_at_once(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        balances = await asyncio.gather(*(engine.balance(1 + n % 2) for n in range(300)))
+        assert all(balance is not None and balance.available_minor == 1000 for balance in balances)
+
+
+@pytest.mark.parametrize("what", ["balance", "lookup", "top_up"])
+async def test_reads_keep_their_deadline_on_a_stalled_server(shard: ShardDriver, tmp_path: Path, what: str) -> None:
+    async with proxy_to(url_of(shard).removeprefix("unix://"), tmp_path) as (proxy, url), Engine.connect(url) as engine:
+        await fund(engine, 1)
+        proxy.swallow_replies = True
+        engine._currencies.clear()
+        calls: dict[str, Any] = {
+            "balance": lambda: engine.balance(1, timeout_ms=150),
+            "lookup": lambda: engine.lookup(key="k", timeout_ms=150),
+            "top_up": lambda: engine.top_up(1, 5, key="k", timeout_ms=150),
+        }
+        async with asyncio.timeout(1):
+            with pytest.raises(Unavailable):
+                await calls[what]()
+
+
+async def test_bulk_that_was_partly_applied_is_unknown_and_not_unavailable(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2, amount_minor=10**6)
+        requests = [Transfer(1, 2, 1, key=f"k{n}") for n in range(8000)]
+        sending = asyncio.ensure_future(engine.post(requests, timeout_ms=400))
+        while (await engine.lookup(key="k0")).status is not Status.POSTED:
+            await asyncio.sleep(0)
+        shard.call("hotledger_close")
+        with pytest.raises(OutcomeUnknown) as caught:
+            await sending
+        assert len(caught.value.transfer_ids) == 8000
+        shard.open()
+        outcomes = await engine.post(requests)
+        assert all(outcome.posted for outcome in outcomes)
+        assert {outcome.replayed for outcome in outcomes} == {True, False}
+        balance = await engine.balance(2)
+        assert balance is not None
+        assert balance.available_minor == 10**6 + 8000
+
+
+async def test_external_wallets_are_no_side_of_a_single_transfer(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        outside = engine.external_wallet("USD")
+        for debit, credit in ((outside, 1), (1, outside), (-5, 1)):
+            with pytest.raises(InvalidRequest):
+                await engine.transfer(debit, credit, 1, key="k")
+            with pytest.raises(InvalidRequest):
+                await engine.pay(debit, credit, 1, key="k")
+        for wallet_id, currency in (
+            (-7, "USD"),
+            (engine.external_wallet("JPY"), "EUR"),
+            (external_wallet_id("USD", 1), "USD"),
+        ):
+            with pytest.raises(InvalidRequest):
+                await engine.post([OpenWallet(wallet_id, 0, currency)])
+
+
+async def test_another_deployment_behind_the_same_address_takes_nothing(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        await engine.transfer(1, 2, 5, key="k")
+        shard.redis.delete(shard.keys.meta, shard.keys.journal)
+        shard.call("hotledger_initialise", b"another-deploym!", b"another!", 1)
+        shard.open()
+        with pytest.raises(HistoryMismatch):
+            await engine.transfer(1, 2, 5, key="k2")
+
+
+async def test_a_server_that_is_silent_is_given_up(shard: ShardDriver, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("engine.shard.SOCKET_TIMEOUT_S", 0.2)
+    async with proxy_to(url_of(shard).removeprefix("unix://"), tmp_path) as (proxy, url), Engine.connect(url) as engine:
+        await fund(engine, 1, 2)
+        proxy.swallow_replies = True
+        call = asyncio.ensure_future(engine.transfer(1, 2, 1, key="k", timeout_ms=5000))
+        await asyncio.sleep(0.3)
+        proxy.swallow_replies = False
+        outcome = await call
+        assert outcome.posted
+        assert outcome.replayed, "the first send was decided, and its reply never came"
