@@ -135,7 +135,7 @@ META = Layout(
         ("epoch", "d"),
         ("sequence", "d"),
         ("hash", "40s"),
-        ("time_ms", "d"),
+        ("time_ms", "d"),  # of the journal's last entry; it never goes back
         ("persisted", "d"),
         ("generation", "d"),
         ("generation_sequence", "d"),  # the sequence at which the current generation began
@@ -157,7 +157,7 @@ ANSWER = Layout(
 # What is kept under a transfer id: the answer, then the content it was given for.
 IDEMPOTENCY = Layout("IDEMPOTENCY", (*ANSWER.fields, *CONTENT.fields))
 
-# Ahead of the replies: the server's clock, by which engines keep deadlines.
+# Ahead of the replies: the server's clock as it is, by which engines keep deadlines.
 REPLY_HEADER = Layout("REPLY_HEADER", (("time_ms", "d"),))
 
 LAYOUTS = (

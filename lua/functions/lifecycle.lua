@@ -2,15 +2,19 @@
 --
 -- hotledger_initialise  ARGV deployment (16 bytes), key_fingerprint (8 bytes), epoch
 --   Writes the meta record of an empty shard at sequence 0. Errors: EXISTS if the shard has a meta or a journal.
--- hotledger_open        ARGV epoch, sequence, hash, replication id, max_backlog
+-- hotledger_open        ARGV epoch, sequence, hash, replication id, max_backlog, max_outcomes
 --   Opens the fence if meta and the journal are exactly at what was compared with the ledger, in the server process
---   where it was compared: one that restarted since has another replication id. Errors: CHANGED, CORRUPT.
+--   where it was compared: one that restarted since has another replication id. max_backlog: records that
+--   the ledger may lack, max_outcomes: records that the current idempotency generation may hold, before post answers
+--   LEDGER_BACKLOG. Errors: CHANGED, CORRUPT, INVALID.
 -- hotledger_close       no ARGV. Closes the fence: until the next open, post answers SHARD_NOT_OPEN.
 -- hotledger_advance     ARGV epoch, persisted, trim_before
 --   Notes how far the ledger is, and trims the journal's entries that end before trim_before, never the last one.
+--   Errors: CHANGED, CORRUPT.
 -- hotledger_end_generation  ARGV epoch, generation
 --   Ends idempotency generation `generation` by a journalled decision; drops the one before it, if all of it is
 --   in the ledger. Returns 1, or 0 if it is too early or was done already. Needs the open fence.
+--   Errors: CHANGED, CORRUPT.
 -- hotledger_touch       no ARGV. A small write, so that WAITAOF on this connection speaks of something.
 -- KEYS[1] is the shard's hash tag everywhere. Statuses: none
 
@@ -20,13 +24,19 @@ local function meta_of_epoch(tag, epoch)
   return m
 end
 
+local function bound(text, name)
+  local number = tonumber(text)
+  if not number or not is_count(number) then fail('INVALID', name) end
+  return number
+end
+
 redis.register_function('hotledger_initialise', function(keys, args)
   local tag = keys[1]
   if #args[1] ~= 16 or #args[2] ~= 8 then fail('INVALID', 'deployment or key_fingerprint') end
   if redis.call('EXISTS', meta_key(tag), journal_key(tag)) > 0 then fail('EXISTS', 'the shard is not empty') end
   redis.call('SET', meta_key(tag), pack_meta({
     deployment = args[1], key_fingerprint = args[2], epoch = tonumber(args[3]), sequence = 0,
-    hash = string.rep('0', 40), time_ms = clock_ms(0), persisted = 0, generation = 1, generation_sequence = 0,
+    hash = string.rep('0', 40), time_ms = clock_ms(), persisted = 0, generation = 1, generation_sequence = 0,
   }))
   return redis.status_reply('OK')
 end)
@@ -37,12 +47,11 @@ redis.register_function('hotledger_open', function(keys, args)
   if m.sequence ~= tonumber(args[2]) or m.hash ~= args[3] then
     fail('CHANGED', string.format('meta is at %.0f %s', m.sequence, m.hash))
   end
-  local max_backlog = tonumber(args[5])
-  if not max_backlog or not is_count(max_backlog) then fail('INVALID', 'max_backlog') end
-  if journal_last_sequence(tag) ~= m.sequence then corrupt('journal: its last entry is not meta\'s sequence') end
+  local max_backlog, max_outcomes = bound(args[5], 'max_backlog'), bound(args[6], 'max_outcomes')
+  journal_check(tag, m)
   local replid = replication_id()
   if replid ~= args[4] then fail('CHANGED', 'the replication id is ' .. (replid or 'a replica\'s')) end
-  fence_raise(tag, m, replid, max_backlog)
+  fence_raise(tag, m, replid, max_backlog, max_outcomes)
   return redis.status_reply('OK')
 end)
 
@@ -56,6 +65,7 @@ redis.register_function('hotledger_advance', function(keys, args)
   local m = meta_of_epoch(tag, args[1])
   local persisted, trim_before = tonumber(args[2]), tonumber(args[3])
   if persisted > m.sequence then fail('CHANGED', string.format('meta is at %.0f', m.sequence)) end
+  journal_last_sequence(tag) -- fails on a key of another type, as XTRIM would after the SET
   if persisted > m.persisted then
     m.persisted = persisted
     redis.call('SET', meta_key(tag), pack_meta(m))
@@ -70,13 +80,13 @@ redis.register_function('hotledger_end_generation', function(keys, args)
   local m = meta_of_epoch(tag, args[1])
   local fence = fence_check(tag, m)
   if not fence or m.generation ~= tonumber(args[2]) or m.persisted < m.generation_sequence then return 0 end
-  local now = clock_ms(m.time_ms)
+  journal_check(tag, m)
   m.generation_sequence = m.sequence + 1
   local content = struct.pack(CONTENT_FORMAT, END_GENERATION, 0, 0, string.rep('\0', 8), string.rep('\0', 8),
     m.generation + 1, string.rep('\0', 8), string.rep('\0', 8))
   local record = string.rep('\0', 16) .. content .. struct.pack(AFTER_FORMAT, 0, 0, 0, 0, 0, 0)
-  journal_append(tag, m, 1, now, record, '')
-  fence.sequence = m.sequence
+  journal_append(tag, m, 1, clock_ms(), record, '')
+  fence_move(fence, m)
   m.generation = m.generation + 1
   redis.call('SET', meta_key(tag), pack_meta(m))
   redis.call('UNLINK', idempotency_key(tag, m.generation - 2))

@@ -2,17 +2,19 @@
 --
 -- KEYS[1]  the shard's hash tag
 -- ARGV[1]  wire version
--- ARGV[2]  requests: packed REQUESTs, 1 to MAX_BATCH
--- ARGV[3]  details: the requests' details, one after the other, details_size bytes each; '' for none
--- ARGV[4]  not_after_ms: the server time after which nothing of this batch may be decided
--- Returns  REPLY_HEADER, then one ANSWER per request
+-- ARGV[2]  deployment: the 16-byte id of the ledger that the engine knows; another shard's money is not touched
+-- ARGV[3]  requests: packed REQUESTs, 1 to MAX_BATCH
+-- ARGV[4]  details: the requests' details, one after the other, details_size bytes each; '' for none
+-- ARGV[5]  not_after_ms: the time by the server's clock from which on nothing of this batch is decided
+-- Returns  REPLY_HEADER with the server's clock, then one ANSWER per request
 -- Statuses POSTED SHARD_NOT_OPEN DEADLINE_PASSED EXISTS_WITH_DIFFERENT_KIND EXISTS_WITH_DIFFERENT_DEBIT
 --          EXISTS_WITH_DIFFERENT_CREDIT EXISTS_WITH_DIFFERENT_AMOUNT EXISTS_WITH_DIFFERENT_WALLET
 --          EXISTS_WITH_DIFFERENT_OWNER EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT EXISTS_WITH_DIFFERENT_CURRENCY
 --          EXISTS_WITH_DIFFERENT_DETAILS LEDGER_BACKLOG AMOUNT_OUT_OF_RANGE SAME_WALLET WALLET_EXISTS
 --          DEBIT_WALLET_NOT_FOUND CREDIT_WALLET_NOT_FOUND CURRENCY_MISMATCH INSUFFICIENT_FUNDS
 --          BALANCE_OUT_OF_RANGE
--- Errors   INVALID (a request that no engine sends), CORRUPT (a damaged key); nothing was written
+-- Errors   WIRE (a version not spoken here), INVALID (a request that no engine sends), FOREIGN (the shard of another
+--          deployment), CORRUPT (a damaged key); nothing was written
 
 local NO_CURRENCY = '\0\0\0\0\0\0\0\0'
 
@@ -82,7 +84,7 @@ local function first_difference(old, content)
 end
 
 -- Phase 2: every request in order, on tables only. A request sees what the ones before it in the batch did.
--- w: the wallets read; room: how many more records the journal may take.
+-- w: the wallets read; room: how many more requests may be accepted; with none, no refusal is recorded either.
 local function decide(b, w, known, sequence, room)
   local pack, sub = struct.pack, string.sub
   local ids, contents, amounts, currencies, sizes = b.ids, b.contents, b.amounts, b.currencies, b.sizes
@@ -184,7 +186,7 @@ end
 local function write(tag, m, b, w, d, now, fence)
   if d.accepted > 0 then
     journal_append(tag, m, d.accepted, now, table.concat(d.records), table.concat(d.details))
-    fence.sequence = m.sequence
+    fence_move(fence, m)
     local changes, n = { meta_key(tag), pack_meta(m) }, 2
     for i = 1, d.dirty_count do
       local slot = d.dirty_slots[i]
@@ -201,28 +203,37 @@ local function write(tag, m, b, w, d, now, fence)
   end
 end
 
+-- How many more records the journal may take. None while the generation's hash is full: a refusal is kept there too,
+-- so without this bound refusals alone would fill the memory while no persister ends generations. Looked at once a
+-- batch, so a hash ends up less than MAX_BATCH above it.
+local function room_left(tag, m, fence)
+  if redis.call('HLEN', idempotency_key(tag, m.generation)) >= fence.max_outcomes then return 0 end
+  return fence.max_backlog - (m.sequence - m.persisted)
+end
+
 local function refuse_all(requests, status, sequence, now)
   local reply = struct.pack(ANSWER_FORMAT, status, sequence, 0, 0, 0)
   return struct.pack(REPLY_HEADER_FORMAT, now) .. string.rep(reply, #requests / REQUEST_SIZE)
 end
 
 local function post(keys, args)
-  local tag, requests, details, not_after_ms = keys[1], args[2], args[3], tonumber(args[4])
+  local tag, requests, details, not_after_ms = keys[1], args[3], args[4], tonumber(args[5])
   if not ACCEPTED_WIRE_VERSIONS[args[1]] then fail('WIRE', 'version ' .. tostring(args[1]) .. ' is not spoken here') end
-  if not not_after_ms then fail('INVALID', 'not_after_ms') end
+  if not not_after_ms or not is_whole(not_after_ms) then fail('INVALID', 'not_after_ms') end
   local b = parse_requests(tag, requests, details)
-  if not fences[tag] then return refuse_all(requests, SHARD_NOT_OPEN, 0, clock_ms(0)) end
+  local now = clock_ms()
+  if not fences[tag] then return refuse_all(requests, SHARD_NOT_OPEN, 0, now) end
   local m = read_meta(tag) or corrupt('meta: missing')
-  local now = clock_ms(m.time_ms)
+  if m.deployment ~= args[2] then fail('FOREIGN', 'the shard belongs to another deployment') end
   local fence = fence_check(tag, m)
   if not fence then return refuse_all(requests, SHARD_NOT_OPEN, m.sequence, now) end
-  if now > not_after_ms then return refuse_all(requests, DEADLINE_PASSED, m.sequence, now) end
-  if journal_last_sequence(tag) ~= m.sequence then corrupt('journal: its last entry is not meta\'s sequence') end
-  local known = read_known(tag, m.generation, b.ids, b.count)
+  if now >= not_after_ms then return refuse_all(requests, DEADLINE_PASSED, m.sequence, now) end
+  journal_check(tag, m)
+  local known = read_known(tag, m, b.ids, b.count)
   local w = new_wallets()
   read_wallets(w, b.wallet_keys, b.wallet_count)
 
-  local d = decide(b, w, known, m.sequence, fence.max_backlog - (m.sequence - m.persisted))
+  local d = decide(b, w, known, m.sequence, room_left(tag, m, fence))
   write(tag, m, b, w, d, now, fence)
   return struct.pack(REPLY_HEADER_FORMAT, now) .. table.concat(d.replies)
 end

@@ -46,8 +46,8 @@ redis.register_function({
     local tag = keys[1]
     local ids, count = split(args[1], 16)
     local m = open_meta(tag)
-    local known = read_known(tag, m.generation, ids, count)
-    local reply = { struct.pack(REPLY_HEADER_FORMAT, clock_ms(m.time_ms)) }
+    local known = read_known(tag, m, ids, count)
+    local reply = { struct.pack(REPLY_HEADER_FORMAT, clock_ms()) }
     for i = 1, count do reply[i + 1] = known[ids[i]] or '' end
     return reply
   end,

@@ -10,15 +10,24 @@ local function replication_id()
   return string.match(info, 'master_replid:(%x+)')
 end
 
-local function fence_raise(tag, m, replid, max_backlog)
-  fences[tag] = { epoch = m.epoch, sequence = m.sequence, replid = replid, max_backlog = max_backlog }
+-- max_backlog: records that the ledger may lack; max_outcomes: records that one idempotency generation may hold.
+local function fence_raise(tag, m, replid, max_backlog, max_outcomes)
+  fences[tag] = {
+    epoch = m.epoch, sequence = m.sequence, hash = m.hash, replid = replid,
+    max_backlog = max_backlog, max_outcomes = max_outcomes,
+  }
+end
+
+-- Takes the fence along with meta: called by whoever appends to the journal.
+local function fence_move(fence, m)
+  fence.sequence, fence.hash = m.sequence, m.hash
 end
 
 -- The shard's fence if it is open for exactly this history, else nil.
 local function fence_check(tag, m)
   local fence = fences[tag]
   if not fence or not m then return nil end
-  if fence.epoch ~= m.epoch or fence.sequence ~= m.sequence then return nil end
+  if fence.epoch ~= m.epoch or fence.sequence ~= m.sequence or fence.hash ~= m.hash then return nil end
   if fence.replid ~= replication_id() then return nil end
   return fence
 end

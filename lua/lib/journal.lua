@@ -17,11 +17,18 @@ local function journal_last_sequence(tag)
   return tonumber(string.match(id, '^(%d+)-0$')) or corrupt('journal: id ' .. id)
 end
 
+-- Ends the call if the journal is not of meta's history, or not a stream: called before any write that relies on it.
+local function journal_check(tag, m)
+  if journal_last_sequence(tag) ~= m.sequence then corrupt('journal: its last entry is not meta\'s sequence') end
+end
+
 -- Appends the accepted records as one entry and moves meta to it. The commit point: it is the first write of
 -- every call, and everything that could fail on data was read before. records: packed JOURNAL_RECORDs, details:
 -- packed DETAILS or ''. Changes m (not yet written); returns nothing.
+-- The entry's time is now, but never behind the last entry's: a clock set back must not reorder history.
 local function journal_append(tag, m, count, now, records, details)
   local first, last = m.sequence + 1, m.sequence + count
+  if now < m.time_ms then now = m.time_ms end
   local place = struct.pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now)
   local hash = redis.sha1hex(m.hash .. place .. records .. details)
   local header = struct.pack(ENTRY_HEADER_FORMAT, LAYOUT_VERSION, m.epoch, first, last, now, m.hash, hash)

@@ -28,9 +28,9 @@ local function read_meta(tag)
   return packed and unpack_meta(packed) or nil
 end
 
--- The server's clock in milliseconds, never behind the last decision's: a step back must not reorder history.
-local function clock_ms(not_before)
+-- The server's clock in milliseconds, as it is: deadlines are kept by it. What goes into the history is clamped by
+-- journal_append.
+local function clock_ms()
   local t = redis.call('TIME')
-  local now = t[1] * 1000 + math.floor(t[2] / 1000)
-  return now > not_before and now or not_before
+  return t[1] * 1000 + math.floor(t[2] / 1000)
 end

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from engine.domain.transfer import Kind
-from engine.wire import ANSWER, IDEMPOTENCY, MAX_BATCH, META, REPLY_HEADER, REQUEST, WALLET, Layout
-from tests.fixtures.shard import NONE, ShardDriver, opening_record, request_record
+from engine.wire import ANSWER, IDEMPOTENCY, MAX_BATCH, REPLY_HEADER, REQUEST, WALLET
+from tests.fixtures.shard import NONE, ShardDriver, changed, opening_record, request_record
 
 NAN, INFINITY = float("nan"), float("inf")
 BEYOND = 2.0**53
@@ -47,13 +47,6 @@ META_DAMAGE: list[tuple[str, Any]] = [
 ]
 
 
-def damaged(layout: Layout, packed: bytes, field: str, value: Any) -> bytes:
-    names = [name for name, _ in layout.fields]
-    values = list(layout.struct.unpack(packed))
-    values[names.index(field)] = value
-    return layout.struct.pack(*values)
-
-
 def assert_refused(shard: ShardDriver, word: str = "CORRUPT", **call: Any) -> None:
     before = shard.image()
     with pytest.raises(redis.ResponseError, match=rf"^{word}"):
@@ -66,23 +59,36 @@ def assert_refused(shard: ShardDriver, word: str = "CORRUPT", **call: Any) -> No
 @pytest.mark.parametrize(("field", "value"), WALLET_DAMAGE)
 def test_a_damaged_wallet(funded: ShardDriver, field: str, value: Any, side: int) -> None:
     key = funded.keys.wallet(side)
-    funded.redis.set(key, damaged(WALLET, funded.redis.get(key), field, value))
+    funded.redis.set(key, changed(WALLET, funded.redis.get(key), **{field: value}))
     assert_refused(funded)
 
 
 @pytest.mark.parametrize(("field", "value"), META_DAMAGE)
 def test_a_damaged_meta(funded: ShardDriver, field: str, value: Any) -> None:
-    funded.redis.set(funded.keys.meta, damaged(META, funded.redis.get(funded.keys.meta), field, value))
+    funded.set_meta(**{field: value})
     assert_refused(funded)
 
 
-@pytest.mark.parametrize("field", ["sequence", "epoch"])
-def test_a_meta_from_another_time_closes_the_shard(funded: ShardDriver, field: str) -> None:
-    packed = funded.redis.get(funded.keys.meta)
-    funded.redis.set(funded.keys.meta, damaged(META, packed, field, funded.meta()[field] + 1))
+@pytest.mark.parametrize("field", ["sequence", "epoch", "hash"])
+def test_a_meta_from_another_history_closes_the_shard(funded: ShardDriver, field: str) -> None:
+    assert funded.statuses([request_record(2)]) == ["POSTED"]
+    funded.set_meta(**{field: b"0" * 40 if field == "hash" else funded.meta()[field] + 1})
     before = funded.image()
     assert funded.statuses([request_record(1)]) == ["SHARD_NOT_OPEN"]
+    assert not funded.state().is_open
     assert funded.image() == before
+
+
+@pytest.mark.parametrize("deployment", [b"other-deployment", b"", b"test-deployment", b"test-deployment!!"])
+def test_a_request_for_another_deployment(funded: ShardDriver, deployment: bytes) -> None:
+    funded.post([request_record(1)])
+    assert_refused(funded, word="FOREIGN", deployment=deployment)
+    assert_refused(funded, word="FOREIGN", deployment=deployment, not_after_ms=1)
+
+
+def test_a_shard_that_became_another_deployments(funded: ShardDriver) -> None:
+    funded.set_meta(deployment=b"other-deployment")
+    assert_refused(funded, word="FOREIGN")
 
 
 @pytest.mark.parametrize("change", [lambda v: v[:-1], lambda v: v + b"\0", lambda _: b"", lambda v: v[1:]])
@@ -152,6 +158,49 @@ def test_a_damaged_outcome(funded: ShardDriver) -> None:
         assert_refused(funded)
 
 
+OUTCOME_DAMAGE: list[tuple[str, Any]] = [
+    *[("status", status) for status in (1, 2, 4, 10, 26, 40, 50, 62, 64, 99, 101, 254, 255)],
+    *product(("sequence", "debit_available", "credit_available", "amount"), (NAN, INFINITY, -INFINITY, BEYOND, 0.5)),
+    ("sequence", -5.0),
+    ("sequence", 10.0**6),
+    ("amount", -1.0),
+    ("replayed", 1),
+    ("replayed", 255),
+]
+
+
+@pytest.mark.parametrize("generation", ["current", "previous"])
+@pytest.mark.parametrize("kept", ["POSTED", "INSUFFICIENT_FUNDS"])
+@pytest.mark.parametrize(("field", "value"), OUTCOME_DAMAGE)
+def test_a_damaged_field_of_an_outcome(funded: ShardDriver, field: str, value: Any, kept: str, generation: str) -> None:
+    request = request_record(1, amount=100 if kept == "POSTED" else 10**6)
+    assert funded.statuses([request]) == [kept]
+    if generation == "previous":
+        assert funded.call("hotledger_end_generation", 1, 1) == 1
+    key, transfer_id = funded.keys.idempotency(1), request[:16]
+    funded.redis.hset(key, transfer_id, changed(IDEMPOTENCY, funded.redis.hget(key, transfer_id), **{field: value}))
+    before = funded.image()
+    for _ in range(2):
+        with pytest.raises(redis.ResponseError, match=f"^CORRUPT idempotency record: {field}"):
+            funded.post([request_record(2), request])
+    with pytest.raises(redis.ResponseError, match=f"^CORRUPT idempotency record: {field}"):
+        funded.lookup(2, 1)
+    assert funded.image() == before
+    assert funded.statuses([request_record(2)]) == ["POSTED"], "the others are not concerned"
+
+
+def test_what_was_posted_has_a_sequence(funded: ShardDriver) -> None:
+    """A refusal may have been given at sequence 0, but nothing is posted there."""
+    key = funded.keys.idempotency(1)
+    for request, status in ((request_record(1), "POSTED"), (request_record(2, amount=10**6), "INSUFFICIENT_FUNDS")):
+        funded.post([request])
+        funded.redis.hset(key, request[:16], changed(IDEMPOTENCY, funded.redis.hget(key, request[:16]), sequence=0.0))
+        if status == "POSTED":
+            assert_refused(funded)
+        else:
+            assert funded.statuses([request]) == [status]
+
+
 @pytest.mark.parametrize(
     "records",
     [
@@ -190,8 +239,9 @@ def test_an_unknown_wire_version(funded: ShardDriver, version: Any) -> None:
     assert_refused(funded, word="WIRE", version=version)
 
 
-def test_a_bad_deadline(funded: ShardDriver) -> None:
-    assert_refused(funded, word="INVALID", not_after_ms="soon")
+@pytest.mark.parametrize("not_after_ms", ["soon", "", "nan", "inf", "-inf", "0.5", 2**53])
+def test_a_bad_deadline(funded: ShardDriver, not_after_ms: Any) -> None:
+    assert_refused(funded, word="INVALID", not_after_ms=not_after_ms)
 
 
 def test_random_bytes(funded: ShardDriver) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import redis
 
@@ -12,7 +14,7 @@ from tests.fixtures.shard import DEPLOYMENT, FINGERPRINT, ShardDriver, request_r
 
 def test_open_is_compare_and_set(funded: ShardDriver) -> None:
     meta = funded.meta()
-    right = [meta["epoch"], meta["sequence"], meta["hash"], funded.state().replication_id, 1000]
+    right = [meta["epoch"], meta["sequence"], meta["hash"], funded.state().replication_id, 1000, 1000]
     for position, wrong in ((0, 2), (1, meta["sequence"] - 1), (2, ZERO_HASH), (3, "0" * 40)):
         arguments = list(right)
         arguments[position] = wrong
@@ -21,6 +23,31 @@ def test_open_is_compare_and_set(funded: ShardDriver) -> None:
             funded.call("hotledger_open", *arguments)
         assert funded.statuses([request_record(1)]) == ["SHARD_NOT_OPEN"]
     funded.call("hotledger_open", *right)
+    assert funded.statuses([request_record(1)]) == ["POSTED"]
+
+
+@pytest.mark.parametrize("value", ["", "x", -1, 0.5, "nan", "inf", 2**53])
+@pytest.mark.parametrize("which", ["max_backlog", "max_outcomes"])
+def test_open_with_a_bound_that_is_none(funded: ShardDriver, which: str, value: Any) -> None:
+    funded.call("hotledger_close")
+    with pytest.raises(redis.ResponseError, match=f"^INVALID {which}"):
+        funded.open(**{which: value})
+    assert not funded.state().is_open
+
+
+def test_a_server_that_was_a_replica_since_is_closed(funded: ShardDriver) -> None:
+    """Its process and its data are the same; only its replication id tells that it may have missed a history."""
+    before = funded.image()
+    try:
+        funded.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+        assert not funded.state().is_open
+        assert funded.state().replication_id == ""
+    finally:
+        funded.redis.execute_command("REPLICAOF", "NO", "ONE")
+    assert funded.statuses([request_record(1)]) == ["SHARD_NOT_OPEN"]
+    assert not funded.state().is_open
+    assert funded.image() == before
+    funded.open()
     assert funded.statuses([request_record(1)]) == ["POSTED"]
 
 
@@ -69,6 +96,69 @@ def test_generations(funded: ShardDriver) -> None:
     assert funded.redis.exists(funded.keys.idempotency(1)) == 0
     assert funded.meta()["generation"] == 3
     assert [len(entry[b"r"]) for _, entry in funded.redis.xrevrange(funded.keys.journal, count=1)] == [108]
+
+
+def test_the_previous_generation_is_read_beside_the_current_one(funded: ShardDriver) -> None:
+    [first] = funded.post([request_record(1)])
+    assert funded.statuses([request_record(2, amount=10**6)]) == ["INSUFFICIENT_FUNDS"]
+    kept = funded.lookup(1, 2)[1:]
+    assert all(kept)
+    assert funded.call("hotledger_end_generation", 1, 1) == 1
+    new, paid, other, refused = funded.post(
+        [request_record(3), request_record(1), request_record(1, amount=1), request_record(2, amount=10**6)]
+    )
+    assert (new.status, new.replayed) == ("POSTED", False)
+    assert paid.replayed
+    assert paid[:2] == first[:2]
+    assert other.status == "EXISTS_WITH_DIFFERENT_AMOUNT"
+    assert (refused.status, refused.replayed) == ("INSUFFICIENT_FUNDS", True)
+    assert funded.wallet(1)["available"] == 800
+    assert funded.lookup(1, 2)[1:] == kept
+    assert funded.lookup(4, 3)[1] == b""
+    assert funded.lookup(4, 3)[2] != b""
+
+
+def test_a_generation_before_the_previous_one_is_forgotten(funded: ShardDriver) -> None:
+    funded.post([request_record(1)])
+    for generation in (1, 2):
+        assert funded.call("hotledger_end_generation", 1, generation) == 1
+        funded.call("hotledger_advance", 1, funded.meta()["sequence"], 0)
+    [again] = funded.post([request_record(1)])
+    assert (again.status, again.replayed) == ("POSTED", False)
+
+
+END_GENERATION, ADVANCE = ("hotledger_end_generation", 1, 1), ("hotledger_advance", 1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "damage"),
+    [
+        *((END_GENERATION, damage) for damage in ("deleted", "a set", "behind", "ahead")),
+        # What the journal holds is not for advance to judge: the persister finds it, and says what is wrong with it.
+        (ADVANCE, "a set"),
+    ],
+)
+def test_a_damaged_journal_is_noticed_before_anything_is_written(
+    funded: ShardDriver, call: tuple[Any, ...], damage: str
+) -> None:
+    journal, sequence = funded.keys.journal, funded.meta()["sequence"]
+    if damage != "ahead":
+        funded.redis.delete(journal)
+    if damage == "a set":
+        funded.redis.sadd(journal, "x")
+    elif damage != "deleted":
+        funded.redis.xadd(journal, {"a": "b"}, id=f"{sequence + (1 if damage == 'ahead' else -1)}-0")
+    before = funded.image()
+    with pytest.raises(redis.ResponseError, match=r"^(CORRUPT|WRONGTYPE)"):
+        funded.call(*call)
+    assert funded.image() == before
+
+
+def test_an_ended_generation_leaves_the_shard_open(funded: ShardDriver) -> None:
+    """The fence goes along with meta's sequence and hash."""
+    assert funded.call("hotledger_end_generation", 1, 1) == 1
+    assert funded.state().is_open
+    assert funded.statuses([request_record(1)]) == ["POSTED"]
 
 
 def test_nothing_ends_a_generation_on_a_closed_shard(funded: ShardDriver) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from engine.domain.money import MAX_AMOUNT_MINOR
-from engine.domain.status import NUMBER_OF, RECORDED, STATUS_RULES, Status
+from engine.domain.status import NUMBER_OF, RECORDED, STATUS_OF, STATUS_RULES, Status
 from engine.domain.transfer import Kind
 from engine.domain.wallet import external_wallet_id
-from tests.fixtures.shard import EUR, NONE, OUTSIDE, USD, ShardDriver, opening_record, request_record
+from engine.wire import AFTER, DETAILS, ENTRY_HEADER, REPLY_HEADER, REQUEST, WALLET
+from tests.fixtures.shard import EUR, NONE, OUTSIDE, USD, ShardDriver, changed, opening_record, request_record
 
 
 def _numbered(cases: Sequence[tuple[Any, ...]]) -> list[str]:
@@ -141,6 +142,44 @@ def test_not_found_is_not_recorded_so_a_wallet_opened_later_can_be_paid(funded: 
     assert funded.statuses([opening_record(2, 5), request_record(1, credit=5)]) == ["POSTED", "POSTED"]
 
 
+def test_details_are_journalled_under_their_own_sequence(funded: ShardDriver) -> None:
+    """The details of what is not accepted - a replay, a refusal, other content - are stepped over."""
+    first = request_record(1, details_size=5, digest=b"digest-1")
+    assert funded.statuses([first], details=b"first") == ["POSTED"]
+    batch = [
+        first,
+        request_record(2, amount=10**6, details_size=7, digest=b"digest-2"),
+        request_record(3, details_size=6, digest=b"digest-3"),
+        request_record(4),
+        request_record(1, details_size=3, digest=b"digest-4"),
+        request_record(5, details_size=4, digest=b"digest-5"),
+    ]
+    outcomes = funded.post(batch, b"firstrefusedsecondtwolast")
+    assert [outcome.status for outcome in outcomes] == [
+        "POSTED",
+        "INSUFFICIENT_FUNDS",
+        "POSTED",
+        "POSTED",
+        "EXISTS_WITH_DIFFERENT_DETAILS",
+        "POSTED",
+    ]
+    kept = [(outcomes[2].sequence, b"second"), (outcomes[5].sequence, b"last")]
+    assert funded.last_entry()[b"x"] == b"".join(
+        DETAILS.struct.pack(sequence, len(text)) + text for sequence, text in kept
+    )
+
+
+def test_what_is_locked_counts_towards_the_bound(funded: ShardDriver) -> None:
+    key = funded.keys.wallet(2)
+    locked = MAX_AMOUNT_MINOR - 100
+    funded.redis.set(key, changed(WALLET, funded.redis.get(key), locked=float(locked)))
+    assert funded.statuses([request_record(1, amount=101)]) == ["BALANCE_OUT_OF_RANGE"]
+    assert funded.statuses([request_record(2, amount=100)]) == ["POSTED"]
+    assert (funded.wallet(2)["available"], funded.wallet(2)["locked"]) == (100, locked)
+    [after] = AFTER.struct.iter_unpack(funded.last_entry()[b"r"][REQUEST.size :])
+    assert after[3:5] == (100, locked)
+
+
 def test_versions_and_sequences_grow_by_one(funded: ShardDriver) -> None:
     start, version = funded.meta()["sequence"], funded.wallet(1)["version"]
     outcomes = funded.post([request_record(1), request_record(2, amount=10**6), request_record(3)])
@@ -169,6 +208,80 @@ def test_after_the_deadline_nothing_is_decided(funded: ShardDriver) -> None:
     before = funded.image()
     assert funded.statuses([request_record(1)], not_after_ms=1_000) == ["DEADLINE_PASSED"]
     assert funded.image() == before
+
+
+def _server_ms(reply: bytes) -> int:
+    return int(REPLY_HEADER.struct.unpack_from(reply)[0])
+
+
+def test_a_deadline_ends_the_moment_it_names(funded: ShardDriver) -> None:
+    """Refused from that millisecond on, decided before it, by the very clock that the reply carries."""
+    exact = 0
+    for _ in range(3000):
+        not_after_ms = funded.server_ms()
+        for limit in (not_after_ms - 1, not_after_ms, not_after_ms + 1):
+            reply = funded.post_raw(request_record(1, amount=0), not_after_ms=limit)
+            status = STATUS_OF[reply[REPLY_HEADER.size]]
+            expected = "DEADLINE_PASSED" if _server_ms(reply) >= limit else "AMOUNT_OUT_OF_RANGE"
+            assert status == expected, f"{limit} at {_server_ms(reply)}"
+            exact += _server_ms(reply) == limit
+        if exact >= 100:
+            return
+    pytest.fail("the moment itself was hardly ever met")
+
+
+def test_deadlines_hold_while_the_history_is_ahead_of_the_clock(funded: ShardDriver) -> None:
+    """The server's clock was set back an hour: deadlines go by the clock, the journal's times never back."""
+    ahead = funded.server_ms() + 3_600_000
+    funded.set_meta(time_ms=float(ahead))
+    before = funded.image()
+    now = funded.server_ms()
+    assert funded.statuses([request_record(1)], not_after_ms=now - 1) == ["DEADLINE_PASSED"]
+    assert funded.image() == before
+    replies = [funded.post_raw(request_record(2), not_after_ms=now + 60_000), funded.lookup(2)[0]]
+    assert funded.lookup(2)[1], "it was decided, in time"
+    replies += [funded.post_raw(request_record(3), not_after_ms=now - 1)]
+    assert funded.call("hotledger_end_generation", 1, 1) == 1
+    funded.call("hotledger_close")
+    replies += [funded.post_raw(request_record(3))]
+    assert all(now <= _server_ms(reply) <= now + 30_000 for reply in replies), "engines are told the clock itself"
+    entries = [ENTRY_HEADER.unpack(fields[b"h"]) for _, fields in funded.redis.xrange(funded.keys.journal)]
+    assert [entry["time_ms"] for entry in entries[-2:]] == [ahead, ahead]
+    assert funded.meta()["time_ms"] == ahead
+
+
+def test_an_entrys_time_is_the_clocks(funded: ShardDriver) -> None:
+    before = funded.server_ms()
+    reply = funded.post_raw(request_record(1))
+    assert ENTRY_HEADER.unpack(funded.last_entry()[b"h"])["time_ms"] == funded.meta()["time_ms"] == _server_ms(reply)
+    assert before <= _server_ms(reply) <= funded.server_ms()
+
+
+def test_refusals_are_bounded_too(funded: ShardDriver) -> None:
+    """A full generation takes no new record, accepted or refused; what it holds is still answered."""
+    records = len(funded.redis.hkeys(funded.keys.idempotency(1)))
+    funded.open(max_outcomes=records + 2)
+    refused, paid = request_record(1, amount=10**6), request_record(2)
+    assert funded.statuses([refused]) == ["INSUFFICIENT_FUNDS"]
+    assert funded.statuses([paid]) == ["POSTED"], "one below the bound"
+    before = funded.image()
+    new = [
+        request_record(3),
+        request_record(4, amount=10**6),
+        request_record(5, debit=1, credit=1),
+        opening_record(6, 7),
+    ]
+    outcomes = funded.post([*new, refused, paid, request_record(2, amount=1)])
+    assert [outcome.status for outcome in outcomes] == [
+        *["LEDGER_BACKLOG"] * 4,
+        "INSUFFICIENT_FUNDS",
+        "POSTED",
+        "EXISTS_WITH_DIFFERENT_AMOUNT",
+    ]
+    assert [outcome.replayed for outcome in outcomes] == [False] * 4 + [True, True, False]
+    assert funded.image() == before
+    assert funded.call("hotledger_end_generation", 1, 1) == 1
+    assert funded.statuses(new) == ["POSTED", "INSUFFICIENT_FUNDS", "SAME_WALLET", "POSTED"]
 
 
 def test_backlog(funded: ShardDriver) -> None:

@@ -38,14 +38,26 @@ transfers = st.builds(
     id=st.none(),
     metadata=st.none(),
 )
-openings = st.builds(
-    OpenWallet,
-    wallet_id=st.sampled_from(USERS + OUTSIDE),
-    owner_id=st.integers(0, 1),
-    currency=st.sampled_from(CURRENCIES),
-    overdraft_limit_minor=st.sampled_from([0, 0, 10, 2**53 - 1]),
-    key=st.one_of(st.none(), keys),
-    id=st.none(),
+limits = st.sampled_from([0, 0, 10, 2**53 - 1])
+own_keys = st.one_of(st.none(), keys)
+openings = st.one_of(
+    st.builds(
+        OpenWallet,
+        wallet_id=st.sampled_from(USERS),
+        owner_id=st.integers(0, 1),
+        currency=st.sampled_from(CURRENCIES),
+        overdraft_limit_minor=limits,
+        key=own_keys,
+        id=st.none(),
+    ),
+    # An external wallet's id goes with one currency only.
+    st.builds(
+        lambda number, owner_id, limit, key: OpenWallet(OUTSIDE[number], owner_id, CURRENCIES[number], limit, key),
+        st.integers(0, 1),
+        st.integers(0, 1),
+        limits,
+        own_keys,
+    ),
 )
 requests = st.one_of(transfers, transfers, transfers, openings)
 
