@@ -136,7 +136,7 @@ STATUS_RULES: tuple[StatusRule, ...] = tuple(
             Status.LEDGER_BACKLOG,
             _RETRY,
             _NOT_RECORDED,
-            "the ledger is max_backlog records behind the journal",
+            "the ledger is too far behind, or the generation of outcomes is full",
         ),
         (50, Status.AMOUNT_OUT_OF_RANGE, _FINAL, _NOT_RECORDED, "the amount is no integer from 1 to 2^53-1"),
         (52, Status.SAME_WALLET, _FINAL, _RECORDED, "debit and credit are one wallet"),

@@ -112,6 +112,8 @@ def test_the_previous_generation_is_read_beside_the_current_one(funded: ShardDri
     assert paid[:2] == first[:2]
     assert other.status == "EXISTS_WITH_DIFFERENT_AMOUNT"
     assert (refused.status, refused.replayed) == ("INSUFFICIENT_FUNDS", True)
+    both = funded.post([request_record(1), request_record(3)])
+    assert [outcome.replayed for outcome in both] == [True, True], "a hit in one generation does not hide the other"
     assert funded.wallet(1)["available"] == 800
     assert funded.lookup(1, 2)[1:] == kept
     assert funded.lookup(4, 3)[1] == b""
