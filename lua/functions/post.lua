@@ -94,6 +94,7 @@ local function decide(b, w, known, sequence, room)
   local replies, records, outcomes, details = {}, {}, {}, {}
   local dirty, dirty_slots, dirty_count = {}, {}, 0
   local accepted, recorded, parts, detail_position = 0, 0, 0, 1
+  local has_details = b.details ~= ''
 
   for i = 1, b.count do
     local id, content = ids[i], contents[i]
@@ -126,7 +127,7 @@ local function decide(b, w, known, sequence, room)
         status, record = DEBIT_WALLET_NOT_FOUND, false
       elseif not version[credit] then
         status, record = CREDIT_WALLET_NOT_FOUND, false
-      elseif currency[debit] ~= currency[credit] or (currencies[i] or currency[debit]) ~= currency[debit] then
+      elseif currency[debit] ~= currency[credit] or currencies[i] and currencies[i] ~= currency[debit] then
         status = CURRENCY_MISMATCH
       else
         local debit_after, credit_after = available[debit] - amount, available[credit] + amount
@@ -160,7 +161,7 @@ local function decide(b, w, known, sequence, room)
         records[parts + 3] = pack(AFTER_FORMAT, debit_available, locked[debit], debit_version,
           credit_available, credit_locked, credit_version)
         parts = parts + 3
-        if sizes[i] then
+        if has_details and sizes[i] then
           details[#details + 1] = pack(DETAILS_FORMAT, sequence + accepted, sizes[i])
             .. sub(b.details, detail_position, detail_position + sizes[i] - 1)
         end
@@ -174,7 +175,7 @@ local function decide(b, w, known, sequence, room)
         recorded = recorded + 2
       end
     end
-    detail_position = detail_position + (sizes[i] or 0)
+    if has_details then detail_position = detail_position + (sizes[i] or 0) end
   end
   return {
     replies = replies, accepted = accepted, records = records, details = details, outcomes = outcomes,
@@ -187,12 +188,8 @@ local function write(tag, m, b, w, d, now, fence)
   if d.accepted > 0 then
     journal_append(tag, m, d.accepted, now, table.concat(d.records), table.concat(d.details))
     fence_move(fence, m)
-    local changes, n = { meta_key(tag), pack_meta(m) }, 2
-    for i = 1, d.dirty_count do
-      local slot = d.dirty_slots[i]
-      changes[n + 1], changes[n + 2] = b.wallet_keys[slot], pack_wallet(w, slot)
-      n = n + 2
-    end
+    local changes = { meta_key(tag), pack_meta(m) }
+    local n = add_packed_wallets(changes, 2, w, b.wallet_keys, d.dirty_slots, d.dirty_count)
     for from = 1, n, CHUNK do
       redis.call('MSET', unpack(changes, from, math.min(from + CHUNK - 1, n)))
     end

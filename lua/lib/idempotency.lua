@@ -1,4 +1,4 @@
--- Distrusts a kept answer as unpack_wallet does a wallet: a replay hands it out as it is.
+-- Distrusts a kept answer as read_wallets does a wallet: a replay hands it out as it is.
 local function check_outcome(m, packed)
   if #packed ~= IDEMPOTENCY_SIZE then corrupt('idempotency record: size') end
   local status, sequence, debit_available, credit_available, replayed, _, _, _, _, _, amount =

@@ -18,43 +18,56 @@ end
 
 local function is_currency(currency) return string.find(currency, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') ~= nil end
 
--- currencies: the codes found valid in this batch. The check is written out because it runs for every wallet.
-local function unpack_wallet(w, slot, packed, currencies)
-  if #packed ~= WALLET_SIZE then corrupt('wallet: size') end
-  local layout, flags, tier, available, locked, version, currency, overdraft = struct.unpack(WALLET_FORMAT, packed)
-  if layout ~= LAYOUT_VERSION or flags > FLAG_EXTERNAL or tier ~= 0
-      or not (available % 1 == 0 and available <= MAX_AMOUNT and available >= -MAX_AMOUNT
-        and locked % 1 == 0 and locked >= 0 and locked <= MAX_AMOUNT
-        and version % 1 == 0 and version >= 1 and version <= MAX_AMOUNT
-        and overdraft % 1 == 0 and overdraft >= 0 and overdraft <= MAX_AMOUNT) then
-    wallet_fault(layout, flags, tier, available, locked, version, overdraft)
-  end
-  if not currencies[currency] then
-    if not is_currency(currency) then corrupt('wallet: currency') end
-    currencies[currency] = true
-  end
-  w.flags[slot], w.tier[slot], w.available[slot], w.locked[slot] = flags, tier, available, locked
-  w.version[slot], w.currency[slot], w.overdraft[slot] = version, currency, overdraft
-end
-
 local function pack_wallet(w, slot)
   return struct.pack(WALLET_FORMAT, LAYOUT_VERSION, w.flags[slot], w.tier[slot], w.available[slot],
     w.locked[slot], w.version[slot], w.currency[slot], w.overdraft[slot])
 end
 
--- Reads the wallets under keys[1..count] into w. MGET answers nil for a key of another type too, which a write
--- would overwrite: so what is missing must not exist at all.
+-- Adds key and packed wallet of each of slots[1..count] to the arguments of an MSET, from position n on.
+local function add_packed_wallets(arguments, n, w, keys, slots, count)
+  local flags, tier, available, locked = w.flags, w.tier, w.available, w.locked
+  local version, currency, overdraft, pack_record = w.version, w.currency, w.overdraft, struct.pack
+  for i = 1, count do
+    local slot = slots[i]
+    arguments[n + 1] = keys[slot]
+    arguments[n + 2] = pack_record(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot],
+      locked[slot], version[slot], currency[slot], overdraft[slot])
+    n = n + 2
+  end
+  return n
+end
+
+-- Reads the wallets under keys[1..count] into w, distrusting each field; the checks are written out, and all names
+-- are local, because this runs for every wallet of every batch. MGET answers nil for a key of another type too,
+-- which a write would overwrite: so what is missing must not exist at all.
 local function read_wallets(w, keys, count)
-  local missing, n, currencies = {}, 0, {}
+  local flags, tier, available, locked = w.flags, w.tier, w.available, w.locked
+  local version, currency, overdraft = w.version, w.currency, w.overdraft
+  local unpack_record, valid_currencies, missing, n = struct.unpack, {}, {}, 0
   for from = 1, count, CHUNK do
     local to = math.min(from + CHUNK - 1, count)
     local found = redis.call('MGET', unpack(keys, from, to))
-    for j = 1, to - from + 1 do
-      if found[j] then
-        unpack_wallet(w, from + j - 1, found[j], currencies)
+    for slot = from, to do
+      local packed = found[slot - from + 1]
+      if packed then
+        if #packed ~= WALLET_SIZE then corrupt('wallet: size') end
+        local layout, flag, level, a, l, v, code, o = unpack_record(WALLET_FORMAT, packed)
+        if layout ~= LAYOUT_VERSION or flag > FLAG_EXTERNAL or level ~= 0
+            or not (a % 1 == 0 and a <= MAX_AMOUNT and a >= -MAX_AMOUNT
+              and l % 1 == 0 and l >= 0 and l <= MAX_AMOUNT
+              and v % 1 == 0 and v >= 1 and v <= MAX_AMOUNT
+              and o % 1 == 0 and o >= 0 and o <= MAX_AMOUNT) then
+          wallet_fault(layout, flag, level, a, l, v, o)
+        end
+        if not valid_currencies[code] then
+          if not is_currency(code) then corrupt('wallet: currency') end
+          valid_currencies[code] = true
+        end
+        flags[slot], tier[slot], available[slot], locked[slot] = flag, level, a, l
+        version[slot], currency[slot], overdraft[slot] = v, code, o
       else
         n = n + 1
-        missing[n] = keys[from + j - 1]
+        missing[n] = keys[slot]
       end
     end
   end
