@@ -150,7 +150,7 @@ class TestDetails:
     def test_split_and_join_keep_what_the_engine_packs(
         self, reference: str | None, metadata: dict[str, object]
     ) -> None:
-        packer = RequestPacker(id_deriver(b"k"), "")
+        packer = RequestPacker(id_deriver(b"k"), "", 0)
         packed = packer.pack(Transfer(1, 2, 3, key="k", reference=reference, metadata=metadata))
         split_reference, split_metadata = details.split(packed.details)
         assert split_reference == reference
