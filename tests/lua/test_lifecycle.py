@@ -84,7 +84,10 @@ def test_advance_never_goes_back_or_beyond_and_keeps_the_last_entry(funded: Shar
 
 def test_generations(funded: ShardDriver) -> None:
     funded.post([request_record(1)])
-    end = lambda generation: funded.call("hotledger_end_generation", 1, generation)  # noqa: E731
+
+    def end(generation: int) -> int:
+        return int(funded.call("hotledger_end_generation", 1, generation))
+
     assert end(2) == 0, "only the current one"
     assert end(1) == 1
     assert end(1) == 0, "once"
