@@ -14,26 +14,17 @@ from persister.copy_binary import RowFormat, Rows
 from persister.journal import Batch
 from persister.legs import Legs, by_wallet
 
+_HEADER = {
+    "shard": "int2",
+    "last_sequence": "int8",
+    "first_sequence": "int8",
+    "epoch": "int8",
+    "at": "timestamptz",
+    "journal_hash": "sha1",
+}
 # An entry of the journal, as it is hashed; the table has the chain besides.
-BATCH_HEADER = RowFormat(
-    "journal_batch",
-    shard="int2",
-    last_sequence="int8",
-    first_sequence="int8",
-    epoch="int8",
-    at="timestamptz",
-    journal_hash="sha1",
-)
-JOURNAL_BATCH = RowFormat(
-    "journal_batch",
-    shard="int2",
-    last_sequence="int8",
-    first_sequence="int8",
-    epoch="int8",
-    at="timestamptz",
-    journal_hash="sha1",
-    chain="sha256",
-)
+BATCH_HEADER = RowFormat("journal_batch", **_HEADER)
+JOURNAL_BATCH = RowFormat("journal_batch", **_HEADER, chain="sha256")
 JOURNAL_EVENT = RowFormat("journal_event", shard="int2", sequence="int8", kind="int2", id="uuid", at="timestamptz")
 TRANSFER = RowFormat(
     "transfer",
