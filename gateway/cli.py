@@ -75,7 +75,8 @@ def _treat_sigterm_as_ctrl_c() -> threading.Event:
     """So that servers started here are stopped and temporary files removed. Returns what tells the two apart.
 
     An exception raised by the handler itself would get lost in an event loop's callbacks, which catch everything;
-    SIGINT has asyncio's own handler there, which cancels the main task.
+    SIGINT has asyncio's own handler there, which cancels the main task; but only if it is not ignored, as it is in a
+    job that a script started in the background.
     """
     terminated = threading.Event()
 
@@ -83,6 +84,7 @@ def _treat_sigterm_as_ctrl_c() -> threading.Event:
         terminated.set()
         signal.raise_signal(signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, handler)
     return terminated
 

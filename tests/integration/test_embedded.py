@@ -34,8 +34,8 @@ from pathlib import Path
 from gateway.embedded import EmbeddedServers
 servers = EmbeddedServers(Path(sys.argv[1]))
 {start}
-print("ready", flush=True)
 try:
+    print("ready", flush=True)  # in here: the signal may come as soon as it is read
     sys.stdin.readline()
 except KeyboardInterrupt:
     import psycopg, redis
