@@ -5,9 +5,22 @@ async with Engine.connect(redis_url) as engine:
 """
 
 from engine.client import Engine
+from engine.domain.limits import Rule, TierLimits
 from engine.domain.money import MAX_AMOUNT_MINOR
 from engine.domain.status import Status
-from engine.domain.transfer import Kind, OpenWallet, Outcome, Transfer
+from engine.domain.transfer import (
+    Hold,
+    HoldChange,
+    HoldState,
+    Kind,
+    OpenWallet,
+    Outcome,
+    Refund,
+    Review,
+    SetTierLimits,
+    Transfer,
+    WalletChange,
+)
 from engine.domain.wallet import Balance, external_wallet_id
 from engine.errors import (
     CorruptRecord,
@@ -25,6 +38,7 @@ from engine.errors import (
     ShardNotOpen,
     Unavailable,
 )
+from engine.hold_calls import HoldNow
 from engine.loop import run
 
 __all__ = [
@@ -34,6 +48,10 @@ __all__ = [
     "Engine",
     "Fatal",
     "HistoryMismatch",
+    "Hold",
+    "HoldChange",
+    "HoldNow",
+    "HoldState",
     "HotledgerError",
     "InvalidRequest",
     "JournalGap",
@@ -45,11 +63,17 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "Overloaded",
+    "Refund",
+    "Review",
+    "Rule",
     "ServerRefused",
+    "SetTierLimits",
     "ShardNotOpen",
     "Status",
+    "TierLimits",
     "Transfer",
     "Unavailable",
+    "WalletChange",
     "external_wallet_id",
     "run",
 ]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import structlog
 
-from engine.domain.status import NUMBER_OF, Status
+from engine.domain.status import MOMENTARY, NUMBER_OF, Status
 from engine.errors import CorruptRecord, Fatal, OutcomeUnknown, Overloaded, ShardNotOpen, Unavailable
 from engine.wire import ANSWER, MAX_BATCH, REPLY_HEADER, request_ids
 
@@ -34,11 +34,8 @@ MAX_QUEUED = 65_536
 _FIRST_BACKOFF_S = 0.005
 _LAST_BACKOFF_S = 0.25
 
-_NOT_RECORDED = frozenset(
-    NUMBER_OF[status]
-    for status in (Status.LEDGER_BACKLOG, Status.DEBIT_WALLET_NOT_FOUND, Status.CREDIT_WALLET_NOT_FOUND)
-)
-"""Answers that depend on the moment and are kept nowhere."""
+_MOMENTARY = frozenset(NUMBER_OF[status] for status in MOMENTARY)
+"""Answers that are true of the moment only, and kept nowhere unless they come as a replay."""
 
 _SHARD_NOT_OPEN = NUMBER_OF[Status.SHARD_NOT_OPEN]
 _DEADLINE_PASSED = NUMBER_OF[Status.DEADLINE_PASSED]
@@ -55,8 +52,10 @@ class NoReply(Exception):
     """A transport's word that the connection ended between send and reply: the batch may have been decided."""
 
 
-Transport = Callable[[bytes, bytes, int], asyncio.Future[bytes]]
-"""(requests, details, not_after_ms) -> a future of the reply of `post`, which raises NotApplied, NoReply or Fatal.
+Transport = Callable[[bytes, bytes, bytes, int], asyncio.Future[bytes]]
+"""(requests, details, attachments, not_after_ms) -> a future of the reply of `post`.
+
+The future raises NotApplied, NoReply or Fatal.
 
 The batch is on its way when this returns: the server decides it while this process gathers the next one.
 """
@@ -81,6 +80,7 @@ class _Call:
 
     __slots__ = (
         "alone",
+        "attachments",
         "count",
         "deadline_s",
         "details",
@@ -97,6 +97,7 @@ class _Call:
         number: int,
         records: bytes,
         details: bytes,
+        attachments: bytes,
         count: int,
         deadline_s: float,
         future: asyncio.Future[bytes],
@@ -104,6 +105,7 @@ class _Call:
         self.number = number
         self.records = records
         self.details = details
+        self.attachments = attachments
         self.count = count
         self.deadline_s = deadline_s
         self.future = future
@@ -127,7 +129,7 @@ class _Call:
         An answer that Redis does not record would not stop that flight from being decided otherwise.
         """
         return server_ms > self.doubt_until_ms or not any(
-            answers[at] in _NOT_RECORDED and not answers[at + ANSWER.size - 1]
+            answers[at] in _MOMENTARY and not answers[at + ANSWER.size - 1]
             for at in range(0, len(answers), ANSWER.size)
         )
 
@@ -171,7 +173,9 @@ class Batcher:
         self._expiry_at_s = 0.0
         self.batches_sent = 0
 
-    def submit(self, records: bytes, details: bytes, count: int, deadline_s: float) -> asyncio.Future[bytes]:
+    def submit(
+        self, records: bytes, details: bytes, attachments: bytes, count: int, deadline_s: float
+    ) -> asyncio.Future[bytes]:
         """Queue `count` packed requests that belong into one batch.
 
         deadline_s: the loop's time at which the caller stops waiting.
@@ -185,7 +189,7 @@ class Batcher:
             if self._queued + count > self._max_queued:
                 raise Overloaded(f"{self._queued} requests are queued in this process already, of {self._max_queued}")
         self._calls += 1
-        call = _Call(self._calls, records, details, count, deadline_s, self._loop.create_future())
+        call = _Call(self._calls, records, details, attachments, count, deadline_s, self._loop.create_future())
         self._queue.append(call)
         self._queued += count
         if self._expiry is None or deadline_s < self._expiry_at_s:
@@ -248,7 +252,10 @@ class Batcher:
         self.batches_sent += 1
         not_after_ms = self._clock.at(min([call.deadline_s for call in batch]))
         future = self._transport(
-            b"".join([call.records for call in batch]), b"".join([call.details for call in batch]), not_after_ms
+            b"".join([call.records for call in batch]),
+            b"".join([call.details for call in batch]),
+            b"".join([call.attachments for call in batch]),
+            not_after_ms,
         )
         self._flights[future] = _Flight(batch, not_after_ms)
         future.add_done_callback(self._landed)

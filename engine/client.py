@@ -6,30 +6,48 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 from engine.batcher import MAX_QUEUED, Batcher, ServerClock
-from engine.domain.ids import id_deriver, key_fingerprint
-from engine.domain.money import unpack_currency
-from engine.domain.status import NUMBER_OF, STATUS_OF, Status
-from engine.domain.transfer import Kind, OpenWallet, Outcome, Request
+from engine.chains import Placed, batches
+from engine.domain.ids import id_deriver, key_fingerprint, origin_digester
+from engine.domain.money import default_exponent, unpack_currency
+from engine.domain.status import NUMBER_OF, Status
+from engine.domain.transfer import Kind, OpenWallet, Outcome, Refund, Request, SetTierLimits, Transfer
 from engine.domain.wallet import MAX_SHARD, Balance, check_user_wallet_id, check_wallet_id, external_wallet_id
 from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, OutcomeUnknown, ShardNotOpen, Unavailable
+from engine.hold_calls import HoldCalls
 from engine.ledger_lookup import LedgerLookup
-from engine.requests import Packed, RequestPacker
+from engine.requests import Claim, Packed, RequestPacker
 from engine.shard import Shard, connect_redis
-from engine.wire import ANSWER, IDEMPOTENCY, MAX_BATCH, WALLET, unpack_replies
+from engine.wallet_calls import WalletCalls
+from engine.wire import ANSWER, MAX_BATCH, WALLET, outcome_of, unpack_replies
 
 DEFAULT_TIMEOUT_MS = 5_000
 MAX_TIMEOUT_MS = 600_000
 MAX_CACHED_CURRENCIES = 100_000
 
 _POLL_S = 0.02
+_NO_CURRENCY = "XXX"  # ISO 4217's code for none
 _T = TypeVar("_T")
 
 
-class Engine:
+PlainTransfer = tuple[int, int, int, str | None, UUID | None, Kind, str | None, str | None, Mapping[str, Any] | None]
+"""The first fields of a Transfer, which most ask for alone."""
+
+
+class MoreTerms(TypedDict, total=False):
+    """What few movements ask for besides; see Transfer."""
+
+    balancing: bool
+    expect_version: int | None
+    min_available_after_minor: int | None
+    device: str | None
+    ip: str | None
+
+
+class Engine(HoldCalls, WalletCalls):
     """Decides payments of one shard. Safe for any number of tasks of one event loop.
 
     Every method that moves money takes an idempotency key: `key` (text, unique within the engine's scope) or `id`
@@ -123,7 +141,7 @@ class Engine:
         await shard.connect(deployment)
         clock = ServerClock()
         clock.observe(await shard.time_ms(), loop.time())
-        packer = RequestPacker(id_deriver(key), scope, shard_number)
+        packer = RequestPacker(id_deriver(key), origin_digester(key), scope, shard_number)
         return cls(shard, clock, packer, ledger, shard_number, timeout_ms, max_queued)
 
     # Wallets
@@ -157,9 +175,26 @@ class Engine:
         for opening in openings:
             check_user_wallet_id(opening.wallet_id, "wallet_id")
         currencies = dict.fromkeys(opening.currency for opening in openings)
-        externals = [OpenWallet(self.external_wallet(currency), 0, currency) for currency in currencies]
+        externals = [
+            OpenWallet(self.external_wallet(currency), 0, currency, default_exponent(currency))
+            for currency in currencies
+        ]
         outcomes = await self.post([*externals, *openings], timeout_ms=timeout_ms)
         return outcomes[len(externals) :]
+
+    async def define_currency(self, currency: str, exponent: int, *, timeout_ms: int | None = None) -> Outcome:
+        """Say how many digits after the point a currency has, 0 to 8, by opening its external wallet; once for ever.
+
+        A currency that nobody defined gets ISO 4217's exponent with its first wallet: 2 for most codes of three
+        letters, 0 for codes of other lengths, such as points. Returns POSTED, also as a replay;
+        EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT or WALLET_EXISTS if it is defined already. Raises as open_wallet.
+        """
+        return await self._one(OpenWallet(self.external_wallet(currency), 0, currency, exponent), timeout_ms)
+
+    async def exponent(self, currency: str, *, timeout_ms: int | None = None) -> int | None:
+        """The digits after the point of a currency; None if it has no wallet yet. Raises Unavailable."""
+        outside = await self.balance(self.external_wallet(currency), timeout_ms=timeout_ms)
+        return outside.overdraft_limit_minor if outside else None
 
     def external_wallet(self, currency: str) -> int:
         """The id of the currency's external wallet on this engine's shard."""
@@ -179,29 +214,23 @@ class Engine:
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         timeout_ms: int | None = None,
+        **more: Unpack[MoreTerms],
     ) -> Outcome:
         """Move amount_minor from one wallet to another.
 
         amount_minor: minor units, 1 to 2^53-1. currency: if given, both wallets must have it.
         reference: up to 64 characters; metadata: a JSON object of up to 2 KiB; both reach the ledger.
-        Returns POSTED, or INSUFFICIENT_FUNDS, DEBIT_WALLET_NOT_FOUND and the others of GLOSSARY.md.
+        more: balancing, expect_version, min_available_after_minor, device, ip; see Transfer.
+        Returns POSTED (amount_minor says how much moved), UNDER_REVIEW if a fraud rule wants an operator's approval
+        first, or INSUFFICIENT_FUNDS, DEBIT_WALLET_NOT_FOUND and the others of GLOSSARY.md.
         Raises InvalidRequest, Unavailable (nothing applied: Overloaded, ShardNotOpen, LedgerBacklog) or
-        OutcomeUnknown. Rule: lua/functions/post.lua; invariants 1 to 4 and 9.
+        OutcomeUnknown. Rule: lua/lib/movements.lua; invariants 1 to 4 and 9.
         """
         check_user_wallet_id(debit, "debit")
         check_user_wallet_id(credit, "credit")
-        return await self._move(
-            debit,
-            credit,
-            amount_minor,
-            key,
-            id,
-            Kind.TRANSFER,
-            currency,
-            reference,
-            metadata,
-            self._deadline_s(timeout_ms),
-        )
+        deadline_s = self._deadline_s(timeout_ms)
+        plain = (debit, credit, amount_minor, key, id, Kind.TRANSFER, currency, reference, metadata)
+        return await self._move(plain, more, deadline_s)
 
     async def pay(
         self,
@@ -215,22 +244,14 @@ class Engine:
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         timeout_ms: int | None = None,
+        **more: Unpack[MoreTerms],
     ) -> Outcome:
         """Pay a merchant's wallet. As transfer; the ledger shows it as a payment."""
         check_user_wallet_id(debit, "debit")
         check_user_wallet_id(merchant, "merchant")
-        return await self._move(
-            debit,
-            merchant,
-            amount_minor,
-            key,
-            id,
-            Kind.PAYMENT,
-            currency,
-            reference,
-            metadata,
-            self._deadline_s(timeout_ms),
-        )
+        deadline_s = self._deadline_s(timeout_ms)
+        plain = (debit, merchant, amount_minor, key, id, Kind.PAYMENT, currency, reference, metadata)
+        return await self._move(plain, more, deadline_s)
 
     async def top_up(
         self,
@@ -246,7 +267,7 @@ class Engine:
     ) -> Outcome:
         """Bring money in: from the external wallet of the wallet's currency to the wallet. As transfer."""
         return await self._external(
-            Kind.TOP_UP, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms
+            Kind.TOP_UP, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms, {}
         )
 
     async def withdraw(
@@ -260,43 +281,96 @@ class Engine:
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         timeout_ms: int | None = None,
+        **more: Unpack[MoreTerms],
     ) -> Outcome:
         """Take money out: from the wallet to the external wallet of its currency. As transfer."""
         return await self._external(
-            Kind.WITHDRAWAL, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms
+            Kind.WITHDRAWAL, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms, more
         )
 
-    async def post(self, requests: Sequence[Request], *, timeout_ms: int | None = None) -> list[Outcome]:
+    async def post(
+        self, requests: Sequence[Request], *, linked: bool = False, timeout_ms: int | None = None
+    ) -> list[Outcome]:
         """Decide many requests in the order given; one Outcome each, in that order.
 
-        Each stands alone: a refusal does not stop the next. All are checked before the first is sent, so
-        InvalidRequest means that nothing happened. A request that met a full backlog has the status LEDGER_BACKLOG
-        here. Raises Unavailable if nothing was applied by the deadline, OutcomeUnknown if some of it was or may have
-        been: send the whole list again then, what was decided is replayed.
+        linked: all of them are one chain, which happens as a whole or not at all; or mark single requests as `linked`
+        to the next one. The request that stops a chain keeps its status, the others get LINKED_FAILED. Else each
+        stands alone: a refusal does not stop the next. All are checked before the first is sent, so InvalidRequest
+        means that nothing happened. A request that met a full backlog has the status LEDGER_BACKLOG here. Raises
+        Unavailable if nothing was applied by the deadline, OutcomeUnknown if some of it was or may have been: send
+        the whole list again then, what was decided is replayed.
         """
         deadline_s = self._deadline_s(timeout_ms)
-        packed = [self._packer.pack(request) for request in requests]
-        outcomes: list[Outcome] = []
-        answered: tuple[list[Packed], bytes] | None = None
-        for start in range(0, len(packed), MAX_BATCH):
-            chunk = packed[start : start + MAX_BATCH]
+        if linked:
+            requests = [*map(_linked, requests[:-1]), *requests[-1:]]
+        packed = [await self._packed(request, deadline_s) for request in requests]
+        outcomes: list[Outcome | None] = [None] * len(packed)
+        answered: tuple[list[Placed], bytes] | None = None
+        for chunk in batches(packed, outcomes):
             try:
-                flight = self._submit(chunk, deadline_s)
+                flight = self._submit([request for _, request in chunk], deadline_s)
                 if answered:  # unpacked while the next chunk is in flight
-                    outcomes += _outcomes(*answered)
+                    _place(outcomes, *answered)
                 answered = (chunk, await flight)
             except (Unavailable, OutcomeUnknown) as error:
-                if start == 0 and isinstance(error, Unavailable):
+                if answered is None and isinstance(error, Unavailable):
                     raise
                 raise OutcomeUnknown([UUID(bytes=request.id) for request in packed]) from error
         if answered:
-            outcomes += _outcomes(*answered)
-        return outcomes
+            _place(outcomes, *answered)
+        decided = [outcome for outcome in outcomes if outcome is not None]
+        for at, request in enumerate(requests):
+            if isinstance(request, Refund) and decided[at].status in _ASK_THE_LEDGER:
+                decided[at] = await self._refund_claimed(request, decided[at], deadline_s)
+        return decided
+
+    async def _packed(self, request: Request, deadline_s: float) -> Packed:
+        """A refund in a chain cannot be sent again alone: what the ledger knows goes with it at once."""
+        if isinstance(request, Refund) and request.linked and self._ledger is not None:
+            return self._packer.pack(request, await self._claim(request, deadline_s))
+        return self._packer.pack(request)
 
     def _submit(self, chunk: list[Packed], deadline_s: float) -> asyncio.Future[bytes]:
         records = b"".join([request.record for request in chunk])
         details = b"".join([request.details for request in chunk])
-        return self._batcher.submit(records, details, len(chunk), deadline_s)
+        attachments = b"".join([request.attachment for request in chunk])
+        return self._batcher.submit(records, details, attachments, len(chunk), deadline_s)
+
+    async def _one(self, request: Request, timeout_ms: int | None) -> Outcome:
+        """Decide one request; a full backlog is raised."""
+        deadline_s = self._deadline_s(timeout_ms)
+        packed = self._packer.pack(request)
+        if packed.linked:
+            raise InvalidRequest("linked", "absent in a single call: there is no next request", True)
+        outcome = await self._sent(packed, deadline_s)
+        if isinstance(request, Refund) and outcome.status in _ASK_THE_LEDGER:
+            outcome = await self._refund_claimed(request, outcome, deadline_s)
+        return outcome
+
+    async def _sent(self, packed: Packed, deadline_s: float) -> Outcome:
+        reply = await self._batcher.submit(packed.record, packed.details, packed.attachment, 1, deadline_s)
+        if reply[0] == _LEDGER_BACKLOG:
+            raise _backlog()
+        return outcome_of(_unpack_reply(reply), packed.id)
+
+    async def _refund_claimed(self, request: Refund, outcome: Outcome, deadline_s: float) -> Outcome:
+        """Send a refund again with what the ledger has of a transfer that Redis no longer knows."""
+        while self._ledger is not None and outcome.status in _ASK_THE_LEDGER:
+            claim = await self._claim(request, deadline_s)
+            if claim is None:
+                return outcome
+            outcome = await self._sent(self._packer.pack(request, claim), deadline_s)
+            if outcome.status is Status.LEDGER_BEHIND:
+                if self._loop.time() + _POLL_S >= deadline_s:
+                    raise Unavailable(
+                        "the ledger is behind the refunds that Redis has forgotten; send the same id again"
+                    )
+                await asyncio.sleep(_POLL_S)
+        return outcome
+
+    async def _claim(self, request: Refund, deadline_s: float) -> Claim | None:
+        assert self._ledger is not None
+        return await _until(partial(self._ledger.claim, request.transfer_id), deadline_s)
 
     # Reading
 
@@ -337,42 +411,16 @@ class Engine:
 
         record = await _until(find, deadline_s)
         if record:
-            status, sequence, debit, credit = IDEMPOTENCY.struct.unpack(record)[:4]
-            return Outcome(STATUS_OF[status], int(sequence), True, int(debit), int(credit), packed_id)
+            return outcome_of(_unpack_reply(record[: ANSWER.size]), packed_id)._replace(replayed=True)
         ledger = self._ledger
         posted = await _until(partial(ledger.transfer, UUID(bytes=packed_id)), deadline_s) if ledger else None
         return posted or Outcome(Status.NOT_APPLIED, 0, False, 0, 0, packed_id)
 
     # Inside
 
-    async def _move(
-        self,
-        debit: int,
-        credit: int,
-        amount_minor: int,
-        key: str | None,
-        transfer_id: UUID | None,
-        kind: Kind,
-        currency: str | None,
-        reference: str | None,
-        metadata: Mapping[str, Any] | None,
-        deadline_s: float,
-    ) -> Outcome:
-        packed_id, record, details = self._packer.pack_transfer(
-            debit, credit, amount_minor, key, transfer_id, kind, currency, reference, metadata
-        )
-        reply = await self._batcher.submit(record, details, 1, deadline_s)
-        status, sequence, debit_available, credit_available, replayed = _unpack_reply(reply)
-        if status == _LEDGER_BACKLOG:
-            raise _backlog()
-        return Outcome(
-            STATUS_OF[status],
-            int(sequence),
-            replayed == 1,
-            int(debit_available),
-            int(credit_available),
-            packed_id,
-        )
+    async def _move(self, plain: PlainTransfer, more: MoreTerms, deadline_s: float) -> Outcome:
+        packed = self._packer.pack(Transfer(*plain, **more)) if more else self._packer.pack_transfer(*plain)
+        return await self._sent(packed, deadline_s)
 
     async def _external(
         self,
@@ -385,6 +433,7 @@ class Engine:
         reference: str | None,
         metadata: Mapping[str, Any] | None,
         timeout_ms: int | None,
+        more: MoreTerms,
     ) -> Outcome:
         incoming = kind is Kind.TOP_UP
         check_user_wallet_id(wallet_id, "wallet_id")
@@ -396,9 +445,20 @@ class Engine:
             return Outcome(missing, 0, False, 0, 0, packed_id)
         outside = self.external_wallet(currency)
         debit, credit = (outside, wallet_id) if incoming else (wallet_id, outside)
-        return await self._move(
-            debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata, deadline_s
-        )
+        plain = (debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata)
+        return await self._move(plain, more, deadline_s)
+
+    async def _outside_of(self, wallet_id: int, currency: str | None, timeout_ms: int | None) -> int:
+        """The external wallet of a wallet's currency; of one that is not there, any: the answer will say so."""
+        check_user_wallet_id(wallet_id, "wallet_id")
+        currency = currency or await self._currency_of(wallet_id, self._deadline_s(timeout_ms))
+        return self.external_wallet(currency or _NO_CURRENCY)
+
+    async def _packed_holds(self, hold_ids: Sequence[UUID], timeout_ms: int | None) -> list[bytes]:
+        return await _until(partial(self._shard.holds, [one.bytes for one in hold_ids]), self._deadline_s(timeout_ms))
+
+    async def _packed_tier(self, tier: int, timeout_ms: int | None) -> bytes:
+        return await _until(partial(self._shard.tier, tier), self._deadline_s(timeout_ms))
 
     async def _currency_of(self, wallet_id: int, deadline_s: float) -> str | None:
         """A wallet's currency, which never changes, so it may be kept."""
@@ -417,10 +477,19 @@ class Engine:
 
 _unpack_reply = ANSWER.struct.unpack
 _LEDGER_BACKLOG = NUMBER_OF[Status.LEDGER_BACKLOG]
+_ASK_THE_LEDGER = frozenset({Status.TRANSFER_NOT_FOUND, Status.LEDGER_BEHIND})
 
 
-def _outcomes(chunk: list[Packed], replies: bytes) -> list[Outcome]:
-    return unpack_replies(replies, [request.id for request in chunk])
+def _linked(request: Request) -> Request:
+    if isinstance(request, OpenWallet | SetTierLimits):
+        raise InvalidRequest("linked", "a chain of movements, holds, refunds and changes of wallets", request)
+    return request._replace(linked=True)
+
+
+def _place(outcomes: list[Outcome | None], chunk: list[Placed], replies: bytes) -> None:
+    found = unpack_replies(replies, [request.id for _, request in chunk])
+    for (at, _), outcome in zip(chunk, found, strict=True):
+        outcomes[at] = outcome
 
 
 def _backlog() -> LedgerBacklog:
@@ -430,7 +499,7 @@ def _backlog() -> LedgerBacklog:
 def _balance(wallet_id: int, packed: bytes) -> Balance | None:
     if not packed:
         return None
-    wallet = WALLET.unpack(packed)
+    wallet = WALLET.unpack(packed[: WALLET.size])
     return Balance(
         wallet_id,
         unpack_currency(wallet["currency"]),
@@ -438,6 +507,8 @@ def _balance(wallet_id: int, packed: bytes) -> Balance | None:
         wallet["locked"],
         wallet["version"],
         wallet["overdraft_limit"],
+        wallet["flags"],
+        wallet["tier"],
     )
 
 

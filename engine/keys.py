@@ -15,10 +15,27 @@ class ShardKeys:
         self.meta = self.tag + b":meta"
         self.journal = self.tag + b":journal"
         self.touch = self.tag + b":touch"
+        self.holds = self.tag + b":holds"
+        self.due = self.tag + b":due"
+        self.tiers = self.tag + b":tiers"
+        self.declined = self.tag + b":declined"
 
     def wallet(self, wallet_id: int) -> bytes:
         """The wallet's record; the id is 8 raw little-endian bytes, as it is on the wire."""
         return self.tag + b":w:" + _WALLET_ID.pack(wallet_id)
 
+    def known_devices(self, wallet_id: int) -> bytes:
+        return self.tag + b":known:" + _WALLET_ID.pack(wallet_id)
+
     def idempotency(self, generation: int) -> bytes:
         return self.tag + b":idem:%d" % generation
+
+    def resolved_holds(self, generation: int) -> bytes:
+        return self.tag + b":resolved:%d" % generation
+
+    def refunded(self, generation: int) -> bytes:
+        return self.tag + b":refunded:%d" % generation
+
+    def attempts(self, day: int) -> bytes:
+        """day: since 1970, UTC."""
+        return self.tag + b":attempts:%d" % day

@@ -11,6 +11,7 @@ from psycopg import errors
 from engine.domain.status import Status
 from engine.domain.transfer import Outcome
 from engine.errors import Fatal, Unavailable
+from engine.requests import Claim
 
 
 class Deployment(NamedTuple):
@@ -39,7 +40,18 @@ class LedgerLookup:
             row = await self._one(_TRANSFER, transfer_id)
         except errors.UndefinedTable as error:
             raise Fatal(f"the database has no ledger: {error}") from error
-        return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id.bytes) if row else None
+        return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id.bytes, row[3]) if row else None
+
+    async def claim(self, transfer_id: UUID) -> Claim | None:
+        """A transfer to refund, with what was refunded of it, in one snapshot; None if the ledger has none.
+
+        Raises Unavailable, Fatal.
+        """
+        try:
+            row = await self._one(_CLAIM, transfer_id)
+        except errors.UndefinedTable as error:
+            raise Fatal(f"the database has no ledger: {error}") from error
+        return Claim._make((*row[:4], int(row[4]), row[5])) if row else None
 
     async def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
         """The first row of a query."""
@@ -53,8 +65,19 @@ class LedgerLookup:
             raise Unavailable(f"the ledger cannot be asked: {error}") from error
 
 
+# A capture counts as what its hold was for; a refund is sent as it is, and refused.
+_CLAIM = """
+select coalesce(h.purpose, t.kind), t.debit_wallet_id, t.credit_wallet_id, t.amount,
+    coalesce((select sum(r.amount) from refund r where r.original_id = t.id), 0), s.sequence
+from transfer t
+join shard_state s on s.shard = t.shard
+left join hold_change c on t.kind = 8 and c.shard = t.shard and c.sequence = t.sequence
+left join hold h on h.id = c.hold_id
+where t.id = %s
+"""
+
 _TRANSFER = """
-select t.sequence, d.available_after, c.available_after
+select t.sequence, d.available_after, c.available_after, t.amount
 from transfer t
 join ledger_entry d on d.wallet_id = t.debit_wallet_id and d.version = t.debit_version
 join ledger_entry c on c.wallet_id = t.credit_wallet_id and c.version = t.credit_version

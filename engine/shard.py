@@ -148,7 +148,7 @@ class Shard:
     async def connect(self, deployment: bytes) -> None:
         """Make the link that post uses. deployment: the 16-byte id that the server's shard must have."""
         head = (b"FCALL", b"hotledger_post", b"1", self.keys.tag, b"%d" % WIRE_VERSION, deployment)
-        prefix = b"*%d\r\n" % (len(head) + 3) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in head)
+        prefix = b"*%d\r\n" % (len(head) + 4) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in head)
         self._link = Link(self._redis, prefix, SOCKET_TIMEOUT_S)
         await self._link.connected()
 
@@ -159,12 +159,12 @@ class Shard:
             self._reloading.cancel()
             await asyncio.wait([self._reloading])
 
-    def post(self, records: bytes, details: bytes, not_after_ms: int) -> asyncio.Future[bytes]:
+    def post(self, records: bytes, details: bytes, attachments: bytes, not_after_ms: int) -> asyncio.Future[bytes]:
         """The Transport of a Batcher, once connected; see lua/functions/post.lua."""
         assert self._link is not None
         answer: asyncio.Future[bytes] = self._loop.create_future()
         try:
-            reply = self._link.call(records, details, b"%d" % not_after_ms)
+            reply = self._link.call(records, details, b"%d" % not_after_ms, attachments)
         except Unavailable as error:
             answer.set_exception(NotApplied(error))
             return answer
@@ -189,6 +189,16 @@ class Shard:
         """The packed WALLET of each id, b'' for none; at most MAX_BATCH ids. Raises Unavailable."""
         packed: list[bytes] = await self._read("hotledger_wallets", struct.pack(f"<{len(wallet_ids)}q", *wallet_ids))
         return packed[1:]
+
+    async def holds(self, hold_ids: Sequence[bytes]) -> list[bytes]:
+        """The packed HOLD of each 16-byte id, b'' for none; at most MAX_BATCH ids. Raises Unavailable."""
+        packed: list[bytes] = await self._read("hotledger_holds", b"".join(hold_ids))
+        return packed[1:]
+
+    async def tier(self, number: int) -> bytes:
+        """The packed TIER_LIMITS of a tier, b'' for none. Raises Unavailable."""
+        packed: bytes = await self._read("hotledger_tier", b"%d" % number)
+        return packed
 
     async def lookup(self, transfer_id: bytes) -> tuple[int, bytes]:
         """(the server's time in ms, the packed IDEMPOTENCY record or b''). Raises Unavailable."""

@@ -3,7 +3,7 @@
 Every layout is a row of (field, code). From it come the Python struct, the format string that
 engine/library.py generates into the Lua library, and (persister/journal.py) the numpy type.
 Codes are those of Python's struct, little-endian, without padding:
-  B uint8, H uint16, d float64 holding an exact integer of at most 2^53, Ns N raw bytes,
+  B uint8, H uint16, I uint32, d float64 holding an exact integer of at most 2^53, Ns N raw bytes,
   q int64, which Lua carries as 8 opaque bytes because its numbers are doubles.
 """
 
@@ -15,23 +15,23 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from engine.domain.status import STATUS_OF
+from engine.domain.status import NUMBER_OF, STATUS_OF, Status
 from engine.domain.transfer import Outcome
 
-WIRE_VERSION = 1
-ACCEPTED_WIRE_VERSIONS = (1,)
-"""What `post` takes: this version and, from the next one on, the one before, for rolling upgrades."""
+WIRE_VERSION = 2
+ACCEPTED_WIRE_VERSIONS = (2,)
+"""What `post` takes: this version and, once one was released, the one before, for rolling upgrades."""
 
 MAX_BATCH = 1024
 """Requests in one call of `post`; measured as the best size before Lua's garbage collector costs more."""
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """First byte of every stored record."""
 
 ZERO_HASH = b"0" * 40
 """The rolling hash of an empty history."""
 
-_LUA_CODE = {"B": "B", "H": "H", "d": "d", "q": "c8"}
+_LUA_CODE = {"B": "B", "H": "H", "I": "I4", "d": "d", "q": "c8"}
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,84 @@ class Layout:
         }
 
 
-# What makes two requests under one id the same request; compared byte by byte.
+# What makes two requests under one id the same request; compared byte by byte. What the fields hold besides:
+# OPEN_WALLET, and the kinds that change a wallet: debit is the wallet. OPEN_WALLET: credit is the owner's id, amount
+# the overdraft limit or, of an external wallet, its currency's exponent. FREEZE, UNFREEZE: amount is the wallet flags
+# to set or clear; SET_OVERDRAFT_LIMIT, SET_TIER: what to set; SET_TIER_LIMITS: the tier; END_GENERATION: the
+# generation that begins. REFUND, CHARGEBACK and the kinds that change a hold: debit and credit together are the
+# 16-byte id of the transfer or hold; amount 0 is all that is left.
 CONTENT = Layout(
     "CONTENT",
     (
         ("kind", "B"),
-        ("flags", "B"),
+        ("flags", "B"),  # RequestFlag
         ("details_size", "H"),
-        ("debit", "q"),  # OPEN_WALLET: the wallet
-        ("credit", "q"),  # OPEN_WALLET: the owner's id
-        ("amount", "d"),  # OPEN_WALLET: the overdraft limit; END_GENERATION: the generation that begins
+        ("debit", "q"),
+        ("credit", "q"),
+        ("amount", "d"),
         ("currency", "8s"),  # NUL-padded; eight NULs: the request names none
         ("details_digest", "8s"),  # of reference and metadata; eight NULs: none
+        ("terms_digest", "8s"),  # in a chain, of the whole chain; else of the TERMS or TIER_LIMITS; eight NULs: none
     ),
 )
 
-REQUEST = Layout("REQUEST", (("id", "16s"), *CONTENT.fields))
+# attachment: which of the ATTACHMENTS comes with it in the call, 0 for none. It is no part of the content: a retry
+# may come from another device, or with what the ledger knows.
+REQUEST = Layout("REQUEST", (("id", "16s"), ("attachment", "B"), *CONTENT.fields))
+
+# What post reads of each REQUEST: all but its digests, which are only compared, as part of the content.
+REQUEST_HEAD = Layout("REQUEST_HEAD", REQUEST.fields[:-2])
+
+# Attachment 1: what else a movement, a hold or a change of a hold asks for. conditions: bits of Condition.
+TERMS = Layout(
+    "TERMS",
+    (
+        ("conditions", "B"),
+        ("purpose", "B"),  # HOLD: the kind of the movement that it is for
+        ("expect_version", "d"),
+        ("min_available_after", "d"),
+        ("expires_in_ms", "d"),  # HOLD: 0 for never
+        ("device", "8s"),  # keyed digests; eight NULs: none. The last two are no part of terms_digest
+        ("ip", "8s"),
+    ),
+)
+
+# Attachment 2, of REFUND and CHARGEBACK: the transfer as the ledger has it, for one that Redis no longer knows.
+CLAIM = Layout(
+    "CLAIM",
+    (
+        ("kind", "B"),
+        ("debit", "q"),
+        ("credit", "q"),
+        ("amount", "d"),
+        ("refunded", "d"),  # in all, at as_of
+        ("as_of", "d"),  # the sequence at which the ledger was read
+    ),
+)
+
+# Attachment 3, of SET_TIER_LIMITS, and a tier as it is kept. A limit of NO_LIMIT is none. See engine.domain.limits.
+TIER_LIMITS = Layout(
+    "TIER_LIMITS",
+    (
+        ("layout", "B"),
+        ("debt_first", "B"),  # 1: later credits pay back a chargeback's debt before anything can be spent
+        ("review", "H"),  # bits by rule number: what breaks it is reviewed, not declined
+        ("max_amount", "d"),
+        ("day_amount", "d"),
+        ("day_count", "d"),
+        ("window_count", "d"),
+        ("window_ms", "d"),
+        ("hour_amount", "d"),
+        ("attempts_window_ms", "d"),
+        ("device_attempts", "d"),
+        ("ip_attempts", "d"),
+        ("device_wallets", "d"),
+        ("new_device_amount", "d"),
+        ("new_device_ms", "d"),
+    ),
+)
+
+ATTACHMENTS = (None, TERMS, CLAIM, TIER_LIMITS)
 
 _AFTER = (
     ("debit_available", "d"),
@@ -88,11 +150,36 @@ _AFTER = (
 )
 AFTER = Layout("AFTER", _AFTER)
 
-# One accepted request in a journal entry: the request as it came, then both wallets after it.
-JOURNAL_RECORD = Layout("JOURNAL_RECORD", (*REQUEST.fields, *_AFTER))
+# One accepted request in a journal entry, then the wallets after it; versions are 0 for a side that did not change.
+# It is what was done: of a request that referred to a hold or a transfer, debit and credit are the wallets, and
+# amount is what was moved, reserved or released. A movement that became a review is a HOLD.
+JOURNAL_RECORD = Layout("JOURNAL_RECORD", (("id", "16s"), *CONTENT.fields, *_AFTER))
 
-# A reference or metadata of an accepted request, in the entry's second field, followed by `size` bytes.
+# A reference or metadata of an accepted request, in a field of its own of the entry, followed by `size` bytes.
 DETAILS = Layout("DETAILS", (("sequence", "d"), ("size", "H")))
+
+# Where an accepted request came from; for those that said so.
+ORIGIN = Layout("ORIGIN", (("sequence", "d"), ("device", "8s"), ("ip", "8s")))
+
+# What an accepted request did to a hold (the hold after it), or which transfer it refunded.
+LINK = Layout(
+    "LINK",
+    (
+        ("sequence", "d"),
+        ("reference", "16s"),  # the hold's id, or the refunded transfer's
+        ("purpose", "B"),  # of the hold; 0 for a refund
+        ("state", "B"),  # HoldState
+        ("review", "B"),  # Review
+        ("rule", "B"),  # the fraud rule that made it a review
+        ("remaining", "d"),  # of the hold; of a refund: the total refunded
+        ("captured", "d"),  # of the hold, in all
+        ("released", "d"),  # by this request
+        ("expires_at_ms", "d"),  # 0 for never
+    ),
+)
+
+# New limits of a tier.
+TIER_CHANGE = Layout("TIER_CHANGE", (("sequence", "d"), ("tier", "d"), *TIER_LIMITS.fields))
 
 ENTRY_HEADER = Layout(
     "ENTRY_HEADER",
@@ -107,11 +194,21 @@ ENTRY_HEADER = Layout(
     ),
 )
 
-# What is rolled into the hash ahead of the records: the entry's place in the history.
+# What is rolled into the hash ahead of the content: the entry's place in the history, and where its parts end.
 HASHED_HEADER = Layout(
-    "HASHED_HEADER", (("epoch", "d"), ("first_sequence", "d"), ("last_sequence", "d"), ("time_ms", "d"))
+    "HASHED_HEADER",
+    (
+        ("epoch", "d"),
+        ("first_sequence", "d"),
+        ("last_sequence", "d"),
+        ("time_ms", "d"),
+        ("details_size", "d"),
+        ("origins_size", "d"),
+        ("links_size", "d"),
+    ),
 )
 
+# USAGE follows it where the wallet's tier has limits.
 WALLET = Layout(
     "WALLET",
     (
@@ -123,6 +220,62 @@ WALLET = Layout(
         ("version", "d"),
         ("currency", "8s"),
         ("overdraft_limit", "d"),
+    ),
+)
+
+# What a wallet used of its tier's limits; days and hours are counted from 1970 UTC, windows by the tier's length.
+USAGE = Layout(
+    "USAGE",
+    (
+        ("day", "I"),
+        ("day_count", "I"),
+        ("hour", "I"),
+        ("window_before", "I"),
+        ("window_count", "I"),
+        ("window", "d"),
+        ("day_amount", "d"),
+        ("hour_before", "d"),
+        ("hour_amount", "d"),
+        ("debt", "d"),  # of chargebacks, where the tier does not have it paid first: the wallet's floor is lower by it
+    ),
+)
+
+# A hold, in the hash of the open ones or of those that ended in a generation.
+HOLD = Layout(
+    "HOLD",
+    (
+        ("layout", "B"),
+        ("state", "B"),
+        ("purpose", "B"),
+        ("review", "B"),
+        ("debit", "q"),
+        ("credit", "q"),
+        ("remaining", "d"),
+        ("captured", "d"),
+        ("expires_at_ms", "d"),
+    ),
+)
+
+# Attempts of a device or an IP in a window of a tier's length.
+ATTEMPTS = Layout("ATTEMPTS", (("window", "d"), ("before", "d"), ("count", "d")))
+
+# A device that a wallet has used, the one used last at the end of the list.
+KNOWN_DEVICE = Layout("KNOWN_DEVICE", (("device", "8s"), ("since_ms", "d")))
+
+# A refused movement, in the side stream; best effort.
+DECLINED = Layout(
+    "DECLINED",
+    (
+        ("time_ms", "d"),
+        ("id", "16s"),
+        ("kind", "B"),
+        ("status", "B"),
+        ("rule", "B"),
+        ("debit", "q"),
+        ("credit", "q"),
+        ("amount", "d"),
+        ("device", "8s"),
+        ("ip", "8s"),
     ),
 )
 
@@ -142,14 +295,17 @@ META = Layout(
     ),
 )
 
-# What a request is answered with.
+# What a request is answered with. LIMIT_EXCEEDED: amount is what was used of the rule's limit before, and
+# credit_available the server time in ms from which on it may be tried again (0: waiting does not help).
 ANSWER = Layout(
     "ANSWER",
     (
         ("status", "B"),
+        ("rule", "B"),  # LIMIT_EXCEEDED and UNDER_REVIEW: which fraud rule
         ("sequence", "d"),
         ("debit_available", "d"),
         ("credit_available", "d"),
+        ("amount", "d"),  # what was moved, reserved or released
         ("replayed", "B"),  # last, so that a replay is the kept answer with its last byte set
     ),
 )
@@ -163,12 +319,24 @@ REPLY_HEADER = Layout("REPLY_HEADER", (("time_ms", "d"),))
 LAYOUTS = (
     CONTENT,
     REQUEST,
+    REQUEST_HEAD,
+    TERMS,
+    CLAIM,
+    TIER_LIMITS,
     AFTER,
     JOURNAL_RECORD,
     DETAILS,
+    ORIGIN,
+    LINK,
+    TIER_CHANGE,
     ENTRY_HEADER,
     HASHED_HEADER,
     WALLET,
+    USAGE,
+    HOLD,
+    ATTEMPTS,
+    KNOWN_DEVICE,
+    DECLINED,
     META,
     ANSWER,
     IDEMPOTENCY,
@@ -178,6 +346,10 @@ LAYOUTS = (
 JOURNAL_HEADER_FIELD = b"h"
 JOURNAL_RECORDS_FIELD = b"r"
 JOURNAL_DETAILS_FIELD = b"x"
+JOURNAL_ORIGINS_FIELD = b"o"
+JOURNAL_LINKS_FIELD = b"l"
+JOURNAL_TIERS_FIELD = b"t"
+DECLINED_FIELD = b"d"
 
 
 def request_ids(requests: bytes) -> list[UUID]:
@@ -188,15 +360,29 @@ def request_ids(requests: bytes) -> list[UUID]:
 def unpack_replies(replies: bytes, ids: Iterable[bytes]) -> list[Outcome]:
     """The outcomes in packed ANSWERs, in the order of the requests; ids are their 16-byte transfer ids."""
     return [
-        Outcome(
-            STATUS_OF[status],
-            int(sequence),
-            replayed == 1,
-            int(debit_available),
-            int(credit_available),
-            transfer_id,
-        )
-        for (status, sequence, debit_available, credit_available, replayed), transfer_id in zip(
-            ANSWER.struct.iter_unpack(replies), ids, strict=True
-        )
+        outcome_of(answer, transfer_id)
+        for answer, transfer_id in zip(ANSWER.struct.iter_unpack(replies), ids, strict=True)
     ]
+
+
+def outcome_of(answer: tuple[int, int, float, float, float, float, int], transfer_id: bytes) -> Outcome:
+    """answer: the values of an ANSWER."""
+    status, rule, sequence, debit_available, credit_available, amount, replayed = answer
+    if status == _LIMIT_EXCEEDED:
+        return Outcome(
+            Status.LIMIT_EXCEEDED, int(sequence), replayed == 1, int(debit_available), 0, transfer_id, 0, rule,
+            int(amount), int(credit_available),
+        )  # fmt: skip
+    return Outcome(
+        STATUS_OF[status],
+        int(sequence),
+        replayed == 1,
+        int(debit_available),
+        int(credit_available),
+        transfer_id,
+        int(amount),
+        rule,
+    )
+
+
+_LIMIT_EXCEEDED = NUMBER_OF[Status.LIMIT_EXCEEDED]

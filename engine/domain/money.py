@@ -11,6 +11,7 @@ MAX_AMOUNT_MINOR = 2**53 - 1
 """The largest amount and the largest magnitude of a balance: every integer up to it is exact as a double."""
 
 CURRENCY_BYTES = 8
+MAX_EXPONENT = 8
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z")
 _MAX_DIGITS = 28  # what Decimal's default context keeps exact
 _CURRENCY = re.compile(r"[A-Z0-9]{3,8}\Z")
@@ -28,6 +29,29 @@ def pack_currency(currency: str) -> bytes:
     if type(currency) is not str or not _CURRENCY.match(currency):
         raise InvalidRequest("currency", "3 to 8 characters of A-Z and 0-9", currency)
     return currency.encode().ljust(CURRENCY_BYTES, b"\0")
+
+
+_ISO_EXPONENTS = {
+    code: exponent
+    for exponent, codes in (
+        (0, "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"),
+        (3, "BHD IQD JOD KWD LYD OMR TND"),
+        (4, "CLF UYW"),
+    )
+    for code in codes.split()
+}
+"""ISO 4217's minor units other than 2."""
+
+
+def default_exponent(currency: str) -> int:
+    """Digits after the point of a currency that nobody defined: by ISO 4217 for three letters, else none."""
+    return _ISO_EXPONENTS.get(currency, 2 if len(currency) == 3 and currency.isalpha() else 0)
+
+
+def check_exponent(exponent: int) -> int:
+    if type(exponent) is not int or not 0 <= exponent <= MAX_EXPONENT:
+        raise InvalidRequest("exponent", f"an integer from 0 to {MAX_EXPONENT}", exponent)
+    return exponent
 
 
 def unpack_currency(packed: bytes) -> str:

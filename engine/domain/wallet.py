@@ -13,14 +13,20 @@ MAX_SHARD = 2**15 - 1
 FLAG_EXTERNAL = 1
 """Set on a wallet that may go negative without limit: the outside world of one currency on one shard."""
 
+FLAG_DEBIT_FROZEN, FLAG_CREDIT_FROZEN, FLAG_CLOSED = 2, 4, 8
+"""No money may leave; none may arrive; neither, for good."""
+
+MAX_TIER = 2**16 - 1
+
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Balance(NamedTuple):
-    """What a wallet has, in minor units, as Redis holds it now.
+    """What a wallet has, in minor units, and how it is, as Redis holds it now.
 
     available_minor may be spent; locked_minor is reserved by holds; the wallet owns their sum.
-    version grows by one with each change of the wallet.
+    version grows by one with each change of the wallet. tier: whose limits it is under, 0 for none.
+    overdraft_limit_minor: of an external wallet, its currency's exponent.
     """
 
     wallet_id: int
@@ -29,6 +35,20 @@ class Balance(NamedTuple):
     locked_minor: int
     version: int
     overdraft_limit_minor: int
+    flags: int = 0
+    tier: int = 0
+
+    @property
+    def debit_frozen(self) -> bool:
+        return bool(self.flags & FLAG_DEBIT_FROZEN)
+
+    @property
+    def credit_frozen(self) -> bool:
+        return bool(self.flags & FLAG_CREDIT_FROZEN)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.flags & FLAG_CLOSED)
 
 
 def external_wallet_id(currency: str, shard: int = 0) -> int:
@@ -60,3 +80,9 @@ def check_owner_id(owner_id: int) -> int:
     if type(owner_id) is not int or not 0 <= owner_id <= MAX_WALLET_ID:
         raise InvalidRequest("owner_id", f"an integer from 0 to {MAX_WALLET_ID}", owner_id)
     return owner_id
+
+
+def check_tier(tier: int, at_least: int = 0) -> int:
+    if type(tier) is not int or not at_least <= tier <= MAX_TIER:
+        raise InvalidRequest("tier", f"an integer from {at_least} to {MAX_TIER}", tier)
+    return tier

@@ -13,7 +13,7 @@
 --   Errors: CHANGED, CORRUPT.
 -- hotledger_end_generation  ARGV epoch, generation
 --   Ends idempotency generation `generation` by a journalled decision; drops the one before it, if all of it is
---   in the ledger. Returns 1, or 0 if it is too early or was done already. Needs the open fence.
+--   in the ledger, with the holds that ended and the refund totals of its time. Returns 1, or 0 if it is too early or was done already. Needs the open fence.
 --   Errors: CHANGED, CORRUPT.
 -- hotledger_touch       no ARGV. A small write, so that WAITAOF on this connection speaks of something.
 -- KEYS[1] is the shard's hash tag everywhere. Statuses: none
@@ -26,13 +26,13 @@ end
 
 local function bound(text, name)
   local number = tonumber(text)
-  if not number or not is_count(number) then fail('INVALID', name) end
+  if not number or not is_count(number) then invalid(name) end
   return number
 end
 
 redis.register_function('hotledger_initialise', function(keys, args)
   local tag = keys[1]
-  if #args[1] ~= 16 or #args[2] ~= 8 then fail('INVALID', 'deployment or key_fingerprint') end
+  if #args[1] ~= 16 or #args[2] ~= 8 then invalid('deployment or key_fingerprint') end
   if redis.call('EXISTS', meta_key(tag), journal_key(tag)) > 0 then fail('EXISTS', 'the shard is not empty') end
   redis.call('SET', meta_key(tag), pack_meta({
     deployment = args[1], key_fingerprint = args[2], epoch = tonumber(args[3]), sequence = 0,
@@ -82,14 +82,14 @@ redis.register_function('hotledger_end_generation', function(keys, args)
   if not fence or m.generation ~= tonumber(args[2]) or m.persisted < m.generation_sequence then return 0 end
   journal_check(tag, m)
   m.generation_sequence = m.sequence + 1
-  local content = struct.pack(CONTENT_FORMAT, END_GENERATION, 0, 0, string.rep('\0', 8), string.rep('\0', 8),
-    m.generation + 1, string.rep('\0', 8), string.rep('\0', 8))
-  local record = string.rep('\0', 16) .. content .. struct.pack(AFTER_FORMAT, 0, 0, 0, 0, 0, 0)
-  journal_append(tag, m, 1, clock_ms(), record, '')
+  local content = struct.pack(CONTENT_FORMAT, END_GENERATION, 0, 0, NO_ID, NO_ID, m.generation + 1, NO_CURRENCY,
+    NO_DIGEST, NO_DIGEST)
+  journal_append(tag, m, 1, clock_ms(), NO_ID .. NO_ID .. content .. struct.pack(AFTER_FORMAT, 0, 0, 0, 0, 0, 0))
   fence_move(fence, m)
   m.generation = m.generation + 1
   redis.call('SET', meta_key(tag), pack_meta(m))
-  redis.call('UNLINK', idempotency_key(tag, m.generation - 2))
+  local old = m.generation - 2
+  redis.call('UNLINK', idempotency_key(tag, old), resolved_key(tag, old), refunded_key(tag, old))
   return 1
 end)
 

@@ -6,218 +6,132 @@
 -- ARGV[3]  requests: packed REQUESTs, 1 to MAX_BATCH
 -- ARGV[4]  details: the requests' details, one after the other, details_size bytes each; '' for none
 -- ARGV[5]  not_after_ms: the time by the server's clock from which on nothing of this batch is decided
+-- ARGV[6]  attachments: the requests' packed TERMS, CLAIMs and TIER_LIMITS, one after the other; '' for none
 -- Returns  REPLY_HEADER with the server's clock, then one ANSWER per request
--- Statuses POSTED SHARD_NOT_OPEN DEADLINE_PASSED EXISTS_WITH_DIFFERENT_KIND EXISTS_WITH_DIFFERENT_DEBIT
---          EXISTS_WITH_DIFFERENT_CREDIT EXISTS_WITH_DIFFERENT_AMOUNT EXISTS_WITH_DIFFERENT_WALLET
---          EXISTS_WITH_DIFFERENT_OWNER EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT EXISTS_WITH_DIFFERENT_CURRENCY
---          EXISTS_WITH_DIFFERENT_DETAILS LEDGER_BACKLOG AMOUNT_OUT_OF_RANGE SAME_WALLET WALLET_EXISTS
---          DEBIT_WALLET_NOT_FOUND CREDIT_WALLET_NOT_FOUND CURRENCY_MISMATCH INSUFFICIENT_FUNDS
---          BALANCE_OUT_OF_RANGE
+-- Statuses all of engine/domain/status.py but CHAIN_TOO_LONG and NOT_APPLIED, which engines give
 -- Errors   WIRE (a version not spoken here), INVALID (a request that no engine sends), FOREIGN (the shard of another
 --          deployment), CORRUPT (a damaged key); nothing was written
 
-local NO_CURRENCY = '\0\0\0\0\0\0\0\0'
-
--- Phase 1: the batch as tables by request number; wallets get slot numbers in the order they appear. What is rare
--- is kept only where it is: credits has no slot for the opening of a wallet, flags only has those of openings,
--- currencies those that were named, sizes those above zero.
-local function parse_requests(tag, requests, details)
-  local count = #requests / REQUEST_SIZE
-  if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then fail('INVALID', 'requests: size') end
-  local unpack_request, sub, prefix = struct.unpack, string.sub, wallet_prefix(tag)
-  local ids, contents, debits, credits, amounts = {}, {}, {}, {}, {}
-  local flags, currencies, sizes = {}, {}, {}
-  local slots, keys, slot_count = {}, {}, 0
-  local position, details_bytes = 1, 0
-  for i = 1, count do
-    local id, kind, flag, size, debit, credit, amount, currency = unpack_request(REQUEST_FORMAT, requests, position)
-    ids[i], amounts[i], contents[i] = id, amount, sub(requests, position + 16, position + REQUEST_SIZE - 1)
-    position = position + REQUEST_SIZE
-    local slot = slots[debit]
-    if not slot then
-      slot_count = slot_count + 1
-      slot, slots[debit], keys[slot_count] = slot_count, slot_count, prefix .. debit
-    end
-    debits[i] = slot
-    if kind == OPEN_WALLET then
-      if flag > FLAG_EXTERNAL then fail('INVALID', 'request: flags') end
-      if not is_currency(currency) then fail('INVALID', 'request: currency') end
-      flags[i] = flag
-    elseif kind < TRANSFER or kind > WITHDRAWAL or flag ~= 0 then
-      fail('INVALID', 'request: kind or flags')
+-- The slots of the wallets of what a request refers to, debit and credit; nil where that is not known.
+local function wallets_of(reference, is_transfer, claim, request_of_id)
+  local from = holds[reference]
+  if is_transfer then
+    local old = known[reference]
+    if old then
+      from = is_capture(old) and holds[reference_of(old)] or not is_capture(old) and wallets_in(old)
     else
-      slot = slots[credit]
-      if not slot then
-        slot_count = slot_count + 1
-        slot, slots[credit], keys[slot_count] = slot_count, slot_count, prefix .. credit
-      end
-      credits[i] = slot
-    end
-    if currency ~= NO_CURRENCY then currencies[i] = currency end
-    if size > 0 then
-      sizes[i] = size
-      details_bytes = details_bytes + size
+      from = claim
     end
   end
-  if details_bytes ~= #details then fail('INVALID', 'details: size') end
-  return {
-    count = count, ids = ids, contents = contents, debits = debits, credits = credits, amounts = amounts,
-    flags = flags, currencies = currencies, sizes = sizes, details = details,
-    wallet_keys = keys, wallet_count = slot_count,
-  }
+  if from then
+    local prefix = wallet_prefix(shard_tag)
+    return slot_of(prefix, from.debit), slot_of(prefix, from.credit)
+  end
+  local made_by = request_of_id[reference]
+  if made_by then return debits[made_by], credits[made_by] end
 end
 
--- The status for a request whose id was used for another content: the first field that differs.
-local function first_difference(old, content)
-  local kind, flags, size, debit, credit, amount, currency =
-    struct.unpack(CONTENT_FORMAT, string.sub(old, ANSWER_SIZE + 1))
-  local kind2, flags2, size2, debit2, credit2, amount2, currency2 = struct.unpack(CONTENT_FORMAT, content)
-  if kind ~= kind2 or flags ~= flags2 then return EXISTS_WITH_DIFFERENT_KIND end
-  local opening = kind == OPEN_WALLET
-  if debit ~= debit2 then return opening and EXISTS_WITH_DIFFERENT_WALLET or EXISTS_WITH_DIFFERENT_DEBIT end
-  if credit ~= credit2 then return opening and EXISTS_WITH_DIFFERENT_OWNER or EXISTS_WITH_DIFFERENT_CREDIT end
-  if amount ~= amount2 then
-    return opening and EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT or EXISTS_WITH_DIFFERENT_AMOUNT
+-- Phase 1, of requests that refer to a hold or a transfer: reads what they refer to, and gives them its wallets. What
+-- is made in this very batch is not there yet, but its wallets are known.
+local function resolve_references()
+  local hold_ids, transfer_ids, request_of_id = {}, {}, {}
+  for i = 1, request_count do
+    local reference, kind = references[i], kinds[i]
+    if kind == HOLD then
+      hold_ids[#hold_ids + 1] = ids[i]
+    elseif reference and (kind == REFUND or kind == CHARGEBACK) then
+      transfer_ids[#transfer_ids + 1] = reference
+    elseif reference then
+      hold_ids[#hold_ids + 1] = reference
+    end
   end
-  if currency ~= currency2 then return EXISTS_WITH_DIFFERENT_CURRENCY end
-  return EXISTS_WITH_DIFFERENT_DETAILS
+  if #transfer_ids > 0 then
+    for id, outcome in pairs(read_known(shard_tag, meta, transfer_ids, #transfer_ids)) do
+      if not known[id] then known[id] = outcome end
+      if is_capture(outcome) then hold_ids[#hold_ids + 1] = reference_of(outcome) end
+    end
+    read_refunded(shard_tag, meta, transfer_ids, #transfer_ids)
+  end
+  read_holds(shard_tag, meta, hold_ids, #hold_ids)
+  for i = 1, request_count do
+    local reference, kind = references[i], kinds[i]
+    if reference then
+      local backward = kind == REFUND or kind == CHARGEBACK
+      local from, to = wallets_of(reference, backward, attachments[i], request_of_id)
+      if backward then from, to = to, from end
+      debits[i], credits[i] = from, to
+    end
+    if not request_of_id[ids[i]] then request_of_id[ids[i]] = i end
+  end
+end
+
+-- Phase 1: everything that may be needed, ahead of the first write.
+local function read()
+  known = read_known(shard_tag, meta, ids, request_count)
+  holds, refunded = {}, {}
+  begin_rules()
+  if special then resolve_references() end
+  read_wallets()
+  if special then read_rules() end
 end
 
 -- Phase 2: every request in order, on tables only. A request sees what the ones before it in the batch did.
--- w: the wallets read; room: how many more requests may be accepted; with none, no refusal is recorded either.
-local function decide(b, w, known, sequence, room)
-  local pack, sub = struct.pack, string.sub
-  local ids, contents, amounts, currencies, sizes = b.ids, b.contents, b.amounts, b.currencies, b.sizes
-  local debits, credits = b.debits, b.credits
-  local flags, available, locked, version = w.flags, w.available, w.locked, w.version
-  local currency, overdraft = w.currency, w.overdraft
-  local replies, records, outcomes, details = {}, {}, {}, {}
-  local dirty, dirty_slots, dirty_count = {}, {}, 0
-  local accepted, recorded, parts, detail_position = 0, 0, 0, 1
-  local has_details = b.details ~= ''
-
-  for i = 1, b.count do
-    local id, content = ids[i], contents[i]
-    local old = known[id]
-    if old then
-      if sub(old, ANSWER_SIZE + 1) == content then
-        replies[i] = sub(old, 1, ANSWER_SIZE - 1) .. '\1'
-      else
-        replies[i] = pack(ANSWER_FORMAT, first_difference(old, content), sequence + accepted, 0, 0, 0)
-      end
+local function decide()
+  begin_outcome()
+  local i = 1
+  while i <= request_count do
+    if linked[i] then
+      i = decide_chain(i)
     else
-      local status, debit, credit, amount = POSTED, debits[i], credits[i], amounts[i]
-      local record = true -- keep the answer under the id, unless the status is one of those that do not stick
-      if accepted >= room then
-        status, record = LEDGER_BACKLOG, false
-      elseif not credit then
-        if not is_count(amount) then
-          status, record = AMOUNT_OUT_OF_RANGE, false
-        elseif version[debit] then
-          status = WALLET_EXISTS
-        else
-          flags[debit], w.tier[debit], currency[debit], overdraft[debit] = b.flags[i], 0, currencies[i], amount
-          available[debit], locked[debit], version[debit] = 0, 0, 0
-        end
-      elseif not (amount >= 1 and amount <= MAX_AMOUNT and amount % 1 == 0) then
-        status, record = AMOUNT_OUT_OF_RANGE, false
-      elseif debit == credit then
-        status = SAME_WALLET
-      elseif not version[debit] then
-        status, record = DEBIT_WALLET_NOT_FOUND, false
-      elseif not version[credit] then
-        status, record = CREDIT_WALLET_NOT_FOUND, false
-      elseif currency[debit] ~= currency[credit] or currencies[i] and currencies[i] ~= currency[debit] then
-        status = CURRENCY_MISMATCH
-      else
-        local debit_after, credit_after = available[debit] - amount, available[credit] + amount
-        if debit_after < -overdraft[debit] and flags[debit] ~= FLAG_EXTERNAL then
-          status = INSUFFICIENT_FUNDS
-        elseif debit_after < -MAX_AMOUNT or credit_after + locked[credit] > MAX_AMOUNT then
-          status = BALANCE_OUT_OF_RANGE
-        else
-          available[debit], available[credit] = debit_after, credit_after
-        end
-      end
-
-      local debit_available, credit_available = available[debit] or 0, credit and available[credit] or 0
-      if status == POSTED then
-        accepted = accepted + 1
-        local debit_version, credit_version, credit_locked = version[debit] + 1, 0, 0
-        version[debit] = debit_version
-        if not dirty[debit] then
-          dirty_count = dirty_count + 1
-          dirty[debit], dirty_slots[dirty_count] = true, debit
-        end
-        if credit then
-          credit_version, credit_locked = version[credit] + 1, locked[credit]
-          version[credit] = credit_version
-          if not dirty[credit] then
-            dirty_count = dirty_count + 1
-            dirty[credit], dirty_slots[dirty_count] = true, credit
-          end
-        end
-        records[parts + 1], records[parts + 2] = id, content
-        records[parts + 3] = pack(AFTER_FORMAT, debit_available, locked[debit], debit_version,
-          credit_available, credit_locked, credit_version)
-        parts = parts + 3
-        if has_details and sizes[i] then
-          details[#details + 1] = pack(DETAILS_FORMAT, sequence + accepted, sizes[i])
-            .. sub(b.details, detail_position, detail_position + sizes[i] - 1)
-        end
-      end
-      local answer = pack(ANSWER_FORMAT, status, sequence + accepted, debit_available, credit_available, 0)
-      replies[i] = answer
-      if record then
-        local outcome = answer .. content
-        known[id] = outcome
-        outcomes[recorded + 1], outcomes[recorded + 2] = id, outcome
-        recorded = recorded + 2
-      end
+      decide_one(i)
+      i = i + 1
     end
-    if has_details then detail_position = detail_position + (sizes[i] or 0) end
   end
-  return {
-    replies = replies, accepted = accepted, records = records, details = details, outcomes = outcomes,
-    recorded = recorded, dirty_slots = dirty_slots, dirty_count = dirty_count,
-  }
 end
 
 -- Phase 3: the journal entry first; nothing after it can fail on data, because phase 1 looked.
-local function write(tag, m, b, w, d, now, fence)
-  if d.accepted > 0 then
-    journal_append(tag, m, d.accepted, now, table.concat(d.records), table.concat(d.details))
-    fence_move(fence, m)
-    local changes = { meta_key(tag), pack_meta(m) }
-    local n = add_packed_wallets(changes, 2, w, b.wallet_keys, d.dirty_slots, d.dirty_count)
+local function write(fence)
+  if accepted > 0 then
+    journal_append(shard_tag, meta, accepted, now_ms, table.concat(records), detail_items, origins, links, tier_changes)
+    fence_move(fence, meta)
+    local changes = { meta_key(shard_tag), pack_meta(meta) }
+    local n = add_packed_wallets(changes, 2, dirty_slots, dirty_count)
     for from = 1, n, CHUNK do
       redis.call('MSET', unpack(changes, from, math.min(from + CHUNK - 1, n)))
     end
   end
-  local key = idempotency_key(tag, m.generation)
-  for from = 1, d.recorded, CHUNK do
-    redis.call('HSET', key, unpack(d.outcomes, from, math.min(from + CHUNK - 1, d.recorded)))
+  call_in_chunks('HSET', idempotency_key(shard_tag, meta.generation), outcomes, outcome_parts)
+  write_holds(shard_tag, meta)
+  write_refunded(shard_tag, meta)
+  write_tiers(shard_tag)
+  write_rules()
+  if declined then
+    redis.call('XADD', declined_key(shard_tag), 'MAXLEN', '~', MAX_DECLINED_ENTRIES, '*', 'd', table.concat(declined))
   end
 end
 
 -- How many more records the journal may take. None while the generation's hash is full: a refusal is kept there too,
 -- so without this bound refusals alone would fill the memory while no persister ends generations. Looked at once a
--- batch, so a hash ends up less than MAX_BATCH above it.
-local function room_left(tag, m, fence)
-  if redis.call('HLEN', idempotency_key(tag, m.generation)) >= fence.max_outcomes then return 0 end
-  return fence.max_backlog - (m.sequence - m.persisted)
+-- batch, so a hash ends up less than MAX_BATCH above it. The same for the attempts that are counted today.
+local function room_left(fence)
+  local bound = fence.max_outcomes
+  if redis.call('HLEN', idempotency_key(shard_tag, meta.generation)) >= bound then return 0 end
+  if next(attempts) and redis.call('HLEN', attempts_key(shard_tag, math.floor(now_ms / DAY_MS))) >= bound then
+    return 0
+  end
+  return fence.max_backlog - (meta.sequence - meta.persisted)
 end
 
 local function refuse_all(requests, status, sequence, now)
-  local reply = struct.pack(ANSWER_FORMAT, status, sequence, 0, 0, 0)
+  local reply = struct.pack(ANSWER_FORMAT, status, 0, sequence, 0, 0, 0, 0)
   return struct.pack(REPLY_HEADER_FORMAT, now) .. string.rep(reply, #requests / REQUEST_SIZE)
 end
 
 local function post(keys, args)
-  local tag, requests, details, not_after_ms = keys[1], args[3], args[4], tonumber(args[5])
+  local tag, requests, not_after_ms = keys[1], args[3], tonumber(args[5])
   if not ACCEPTED_WIRE_VERSIONS[args[1]] then fail('WIRE', 'version ' .. tostring(args[1]) .. ' is not spoken here') end
-  if not not_after_ms or not is_whole(not_after_ms) then fail('INVALID', 'not_after_ms') end
-  local b = parse_requests(tag, requests, details)
+  if not not_after_ms or not is_whole(not_after_ms) then invalid('not_after_ms') end
+  parse_requests(tag, requests, args[4], args[6] or '')
   local now = clock_ms()
   if not fences[tag] then return refuse_all(requests, SHARD_NOT_OPEN, 0, now) end
   local m = read_meta(tag) or corrupt('meta: missing')
@@ -226,13 +140,13 @@ local function post(keys, args)
   if not fence then return refuse_all(requests, SHARD_NOT_OPEN, m.sequence, now) end
   if now >= not_after_ms then return refuse_all(requests, DEADLINE_PASSED, m.sequence, now) end
   journal_check(tag, m)
-  local known = read_known(tag, m, b.ids, b.count)
-  local w = new_wallets()
-  read_wallets(w, b.wallet_keys, b.wallet_count)
-
-  local d = decide(b, w, known, m.sequence, room_left(tag, m, fence))
-  write(tag, m, b, w, d, now, fence)
-  return struct.pack(REPLY_HEADER_FORMAT, now) .. table.concat(d.replies)
+  shard_tag, meta, now_ms = tag, m, math.max(now, m.time_ms)
+  read()
+  room = room_left(fence)
+  decide()
+  if declined then redis.call('XLEN', declined_key(tag)) end -- fails on a key of another type, as XADD would
+  write(fence)
+  return struct.pack(REPLY_HEADER_FORMAT, now) .. table.concat(replies)
 end
 
 redis.register_function('hotledger_post', post)

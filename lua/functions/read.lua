@@ -3,13 +3,17 @@
 -- hotledger_state   no ARGV. Returns {open (1 or 0), meta (packed META, or '' for none), sequence of the journal's
 --   last entry, replication id ('' on a replica), records in the current idempotency generation}
 -- hotledger_lookup  ARGV ids: 16-byte transfer ids. Returns REPLY_HEADER, and for each id its packed IDEMPOTENCY or ''
--- hotledger_wallets ARGV ids: 8-byte wallet ids. Returns {sequence, and for each id its packed WALLET or ''}
+-- hotledger_wallets ARGV ids: 8-byte wallet ids. Returns {sequence, and for each id its packed WALLET (with USAGE,
+--   if its tier has limits) or ''}
+-- hotledger_holds   ARGV ids: 16-byte hold ids. Returns {sequence, and for each id its packed HOLD or ''}
+-- hotledger_due     ARGV limit. Returns the ids of open holds whose time is over, the first due first
+-- hotledger_tier    ARGV tier. Returns its packed TIER_LIMITS or ''
 -- KEYS[1] is the shard's hash tag everywhere.
--- Errors: CLOSED (lookup and wallets: the shard is not open), CORRUPT, INVALID. Statuses: none
+-- Errors: CLOSED (lookup, wallets and holds: the shard is not open), CORRUPT, INVALID. Statuses: none
 
 local function split(packed, size)
   local count = #packed / size
-  if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then fail('INVALID', 'ids: size') end
+  if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then invalid('ids: size') end
   local parts = {}
   for i = 1, count do
     parts[i] = string.sub(packed, (i - 1) * size + 1, i * size)
@@ -60,12 +64,50 @@ redis.register_function({
     local tag = keys[1]
     local ids, count = split(args[1], 8)
     local m = open_meta(tag)
-    local wallet_keys, prefix = {}, wallet_prefix(tag)
-    for i = 1, count do wallet_keys[i] = prefix .. ids[i] end
-    local w = new_wallets()
-    read_wallets(w, wallet_keys, count)
+    local prefix = wallet_prefix(tag)
+    new_wallets()
+    for i = 1, count do slot_of(prefix, ids[i]) end
+    read_wallets()
     local reply = { string.format('%.0f', m.sequence) }
-    for i = 1, count do reply[i + 1] = w.version[i] and pack_wallet(w, i) or '' end
+    for i = 1, count do
+      local slot = slot_of(prefix, ids[i])
+      reply[i + 1] = version[slot] and pack_wallet(slot) or ''
+    end
     return reply
+  end,
+})
+
+redis.register_function({
+  function_name = 'hotledger_holds',
+  flags = { 'no-writes' },
+  callback = function(keys, args)
+    local tag = keys[1]
+    local ids, count = split(args[1], 16)
+    local m = open_meta(tag)
+    holds = {}
+    read_holds(tag, m, ids, count)
+    local reply = { string.format('%.0f', m.sequence) }
+    for i = 1, count do reply[i + 1] = holds[ids[i]] and pack_hold(holds[ids[i]]) or '' end
+    return reply
+  end,
+})
+
+redis.register_function({
+  function_name = 'hotledger_due',
+  flags = { 'no-writes' },
+  callback = function(keys, args)
+    local limit = tonumber(args[1])
+    if not limit or not is_count(limit) or limit < 1 or limit > MAX_BATCH then invalid('limit') end
+    return redis.call('ZRANGEBYSCORE', due_key(keys[1]), '-inf', string.format('%.0f', clock_ms()), 'LIMIT', 0, limit)
+  end,
+})
+
+redis.register_function({
+  function_name = 'hotledger_tier',
+  flags = { 'no-writes' },
+  callback = function(keys, args)
+    local number = tonumber(args[1])
+    if not number or not is_count(number) or number > MAX_TIER then invalid('tier') end
+    return redis.call('HGET', tiers_key(keys[1]), struct.pack('<H', number)) or ''
   end,
 })

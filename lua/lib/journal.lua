@@ -22,20 +22,32 @@ local function journal_check(tag, m)
   if journal_last_sequence(tag) ~= m.sequence then corrupt('journal: its last entry is not meta\'s sequence') end
 end
 
+local EMPTY = {}
+
 -- Appends the accepted records as one entry and moves meta to it. The commit point: it is the first write of
--- every call, and everything that could fail on data was read before. records: packed JOURNAL_RECORDs, details:
--- packed DETAILS or ''. Changes m (not yet written); returns nothing.
+-- every call, and everything that could fail on data was read before. records: packed JOURNAL_RECORDs. Lists, nil for
+-- none: details (packed DETAILS), origins (ORIGINs), links (LINKs), tiers (TIER_CHANGEs). Changes m (not yet written).
 -- The entry's time is now, but never behind the last entry's: a clock set back must not reorder history.
-local function journal_append(tag, m, count, now, records, details)
+local function journal_append(tag, m, count, now, records, details, origins, links, tiers)
   local first, last = m.sequence + 1, m.sequence + count
   if now < m.time_ms then now = m.time_ms end
-  local place = struct.pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now)
-  local hash = redis.sha1hex(m.hash .. place .. records .. details)
+  local x, o = table.concat(details or EMPTY), table.concat(origins or EMPTY)
+  local l, t = table.concat(links or EMPTY), table.concat(tiers or EMPTY)
+  local place = struct.pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now, #x, #o, #l)
+  local hash = redis.sha1hex(m.hash .. place .. records .. x .. o .. l .. t)
   local header = struct.pack(ENTRY_HEADER_FORMAT, LAYOUT_VERSION, m.epoch, first, last, now, m.hash, hash)
-  if details == '' then
-    redis.call('XADD', journal_key(tag), journal_id(last), 'h', header, 'r', records)
-  else
-    redis.call('XADD', journal_key(tag), journal_id(last), 'h', header, 'r', records, 'x', details)
+  local fields = { 'h', header, 'r', records }
+  local n = 4
+  local function add(name, part)
+    if part ~= '' then
+      fields[n + 1], fields[n + 2] = name, part
+      n = n + 2
+    end
   end
+  add('x', x)
+  add('o', o)
+  add('l', l)
+  add('t', t)
+  redis.call('XADD', journal_key(tag), journal_id(last), unpack(fields, 1, n))
   m.sequence, m.hash, m.time_ms = last, hash, now
 end

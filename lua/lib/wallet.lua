@@ -1,63 +1,111 @@
--- Reads packed wallets of a shard, distrusting each field: a damaged record ends the call before any write.
--- The tables of a batch of wallets; slot numbers are given by the caller.
+-- The wallets of a call, as tables by slot number. Redis runs one function at a time, so they are locals of the
+-- library, which Lua reaches fastest; new_wallets() makes them anew at the start of each call that reads wallets.
+local wallet_keys, wallet_ids, slot_of_id, wallet_count
+local flags, tier, available, locked, version, currency, overdraft, usage
+
 local function new_wallets()
-  return { flags = {}, tier = {}, available = {}, locked = {}, version = {}, currency = {}, overdraft = {} }
+  wallet_keys, wallet_ids, slot_of_id, wallet_count = {}, {}, {}, 0
+  flags, tier, available, locked, version, currency, overdraft, usage = {}, {}, {}, {}, {}, {}, {}, {}
+end
+
+-- The slot of a wallet of the shard, by its id of 8 bytes.
+local function slot_of(prefix, id)
+  local slot = slot_of_id[id]
+  if not slot then
+    wallet_count = wallet_count + 1
+    slot = wallet_count
+    slot_of_id[id], wallet_ids[slot], wallet_keys[slot] = slot, id, prefix .. id
+  end
+  return slot
 end
 
 -- Says which field of a record is wrong; only called once one is known to be.
-local function wallet_fault(layout, flags, tier, available, locked, version, overdraft)
+local function wallet_fault(layout, flag, level, available_minor, locked_minor, number, limit)
   if layout ~= LAYOUT_VERSION then corrupt('wallet: layout') end
-  if flags > FLAG_EXTERNAL then corrupt('wallet: flags') end
-  if tier ~= 0 then corrupt('wallet: tier') end
-  if not is_whole(available) then corrupt('wallet: available') end
-  if not is_count(locked) then corrupt('wallet: locked') end
-  if not is_count(version) or version < 1 then corrupt('wallet: version') end
-  if not is_count(overdraft) then corrupt('wallet: overdraft_limit') end
+  if flag > ALL_WALLET_FLAGS or flag % 2 == 1 and flag ~= FLAG_EXTERNAL then corrupt('wallet: flags') end
+  if level ~= 0 then corrupt('wallet: tier') end
+  if not is_whole(available_minor) then corrupt('wallet: available') end
+  if not is_count(locked_minor) then corrupt('wallet: locked') end
+  if not is_count(number) or number < 1 then corrupt('wallet: version') end
+  if not is_count(limit) then corrupt('wallet: overdraft_limit') end
   corrupt('wallet')
 end
 
-local function is_currency(currency) return string.find(currency, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') ~= nil end
+local function is_currency(code) return string.find(code, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') ~= nil end
 
-local function pack_wallet(w, slot)
-  return struct.pack(WALLET_FORMAT, LAYOUT_VERSION, w.flags[slot], w.tier[slot], w.available[slot],
-    w.locked[slot], w.version[slot], w.currency[slot], w.overdraft[slot])
+-- The USAGE behind a wallet's record.
+local function unpack_usage(packed)
+  local u = {}
+  u.day, u.day_count, u.hour, u.window_before, u.window_count, u.window, u.day_amount, u.hour_before, u.hour_amount,
+    u.debt = struct.unpack(USAGE_FORMAT, packed, WALLET_SIZE + 1)
+  if not is_count(u.window) then corrupt('wallet: window') end
+  if not is_count(u.day_amount) then corrupt('wallet: day_amount') end
+  if not is_count(u.hour_before) then corrupt('wallet: hour_before') end
+  if not is_count(u.hour_amount) then corrupt('wallet: hour_amount') end
+  if not is_count(u.debt) then corrupt('wallet: debt') end
+  return u
+end
+
+local function new_usage()
+  return {
+    day = 0, day_count = 0, hour = 0, window_before = 0, window_count = 0, window = 0,
+    day_amount = 0, hour_before = 0, hour_amount = 0, debt = 0,
+  }
+end
+
+local function pack_wallet(slot)
+  local packed = struct.pack(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot],
+    locked[slot], version[slot], currency[slot], overdraft[slot])
+  local u = usage[slot]
+  if not u then return packed end
+  return packed .. struct.pack(USAGE_FORMAT, u.day, u.day_count, u.hour, u.window_before, u.window_count, u.window,
+    u.day_amount, u.hour_before, u.hour_amount, u.debt)
 end
 
 -- Adds key and packed wallet of each of slots[1..count] to the arguments of an MSET, from position n on.
-local function add_packed_wallets(arguments, n, w, keys, slots, count)
-  local flags, tier, available, locked = w.flags, w.tier, w.available, w.locked
-  local version, currency, overdraft, pack_record = w.version, w.currency, w.overdraft, struct.pack
+local function add_packed_wallets(arguments, n, slots, count)
+  local pack_record = struct.pack
   for i = 1, count do
     local slot = slots[i]
-    arguments[n + 1] = keys[slot]
-    arguments[n + 2] = pack_record(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot],
-      locked[slot], version[slot], currency[slot], overdraft[slot])
+    arguments[n + 1] = wallet_keys[slot]
+    arguments[n + 2] = usage[slot] and pack_wallet(slot) or pack_record(WALLET_FORMAT, LAYOUT_VERSION, flags[slot],
+      tier[slot], available[slot], locked[slot], version[slot], currency[slot], overdraft[slot])
     n = n + 2
   end
   return n
 end
 
--- Reads the wallets under keys[1..count] into w, distrusting each field; the checks are written out, and all names
--- are local, because this runs for every wallet of every batch. MGET answers nil for a key of another type too,
--- which a write would overwrite: so what is missing must not exist at all.
-local function read_wallets(w, keys, count)
-  local flags, tier, available, locked = w.flags, w.tier, w.available, w.locked
-  local version, currency, overdraft = w.version, w.currency, w.overdraft
-  local unpack_record, valid_currencies, missing, n = struct.unpack, {}, {}, 0
+-- MGET answers nil for a key of another type too, which a write would overwrite: so what is missing must not exist.
+local function check_missing(keys, count, what)
   for from = 1, count, CHUNK do
-    local to = math.min(from + CHUNK - 1, count)
+    if redis.call('EXISTS', unpack(keys, from, math.min(from + CHUNK - 1, count))) > 0 then
+      corrupt(what .. ': not a string')
+    end
+  end
+end
+
+-- Reads the wallets of the slots up to wallet_count, distrusting each field; the checks are written out, and all names
+-- are local, because this runs for every wallet of every batch.
+local function read_wallets()
+  local flags, tier, available, locked, version = flags, tier, available, locked, version
+  local currency, overdraft, usage, keys = currency, overdraft, usage, wallet_keys
+  local unpack_record, valid_currencies, missing, n = struct.unpack, {}, {}, 0
+  for from = 1, wallet_count, CHUNK do
+    local to = math.min(from + CHUNK - 1, wallet_count)
     local found = redis.call('MGET', unpack(keys, from, to))
     for slot = from, to do
       local packed = found[slot - from + 1]
       if packed then
-        if #packed ~= WALLET_SIZE then corrupt('wallet: size') end
+        local size = #packed
+        if size ~= WALLET_SIZE and size ~= WALLET_AND_USAGE_SIZE then corrupt('wallet: size') end
         local layout, flag, level, a, l, v, code, o = unpack_record(WALLET_FORMAT, packed)
-        if layout ~= LAYOUT_VERSION or flag > FLAG_EXTERNAL or level ~= 0
+        if layout ~= LAYOUT_VERSION or flag > FLAG_EXTERNAL and (flag > ALL_WALLET_FLAGS or flag % 2 == 1)
+            or (level ~= 0) ~= (size > WALLET_SIZE)
             or not (a % 1 == 0 and a <= MAX_AMOUNT and a >= -MAX_AMOUNT
               and l % 1 == 0 and l >= 0 and l <= MAX_AMOUNT
               and v % 1 == 0 and v >= 1 and v <= MAX_AMOUNT
               and o % 1 == 0 and o >= 0 and o <= MAX_AMOUNT) then
-          wallet_fault(layout, flag, level, a, l, v, o)
+          wallet_fault(layout, flag, (level ~= 0) ~= (size > WALLET_SIZE) and 1 or 0, a, l, v, o)
         end
         if not valid_currencies[code] then
           if not is_currency(code) then corrupt('wallet: currency') end
@@ -65,15 +113,12 @@ local function read_wallets(w, keys, count)
         end
         flags[slot], tier[slot], available[slot], locked[slot] = flag, level, a, l
         version[slot], currency[slot], overdraft[slot] = v, code, o
+        if level ~= 0 then usage[slot] = unpack_usage(packed) end
       else
         n = n + 1
         missing[n] = keys[slot]
       end
     end
   end
-  for from = 1, n, CHUNK do
-    if redis.call('EXISTS', unpack(missing, from, math.min(from + CHUNK - 1, n))) > 0 then
-      corrupt('wallet: not a string')
-    end
-  end
+  check_missing(missing, n, 'wallet')
 end

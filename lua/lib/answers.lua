@@ -1,0 +1,97 @@
+-- How a request ends: accepted, with its record in the journal, or refused. Both are answered and, unless the status is
+-- one of those that do not stick, kept under the request's id.
+
+local function keep(i, answer)
+  replies[i] = answer
+  local outcome = answer .. contents[i]
+  known[ids[i]] = outcome
+  outcomes[outcome_parts + 1], outcomes[outcome_parts + 2] = ids[i], outcome
+  outcome_parts = outcome_parts + 2
+end
+
+local function touch(slot)
+  version[slot] = version[slot] + 1
+  if not dirty[slot] then
+    dirty_count = dirty_count + 1
+    dirty[slot], dirty_slots[dirty_count] = true, slot
+  end
+  return version[slot]
+end
+
+-- The content as it was done: with real wallets and the amount that was moved, reserved or released.
+local function done_content(i, kind, debit, credit, amount)
+  local content = contents[i]
+  return struct.pack('<B', kind) .. string.sub(content, 2, 4) .. (debit and wallet_ids[debit] or NO_ID)
+    .. (credit and wallet_ids[credit] or NO_ID) .. struct.pack('<d', amount) .. string.sub(content, 29)
+end
+
+-- Journals request i. content: what was done; the wallets have their new balances already. debit, credit: slots, nil
+-- for a side that does not change.
+local function journal(i, content, debit, credit)
+  accepted = accepted + 1
+  local debit_available, debit_locked, debit_version, credit_available, credit_locked, credit_version = 0, 0, 0, 0, 0, 0
+  if debit then
+    debit_available, debit_locked, debit_version = available[debit], locked[debit], touch(debit)
+  end
+  if credit then
+    credit_available, credit_locked, credit_version = available[credit], locked[credit], touch(credit)
+  end
+  records[record_parts + 1], records[record_parts + 2] = ids[i], content
+  records[record_parts + 3] = struct.pack(AFTER_FORMAT, debit_available, debit_locked, debit_version,
+    credit_available, credit_locked, credit_version)
+  record_parts = record_parts + 3
+  local size = sizes[i]
+  if size then
+    detail_items = detail_items or {}
+    detail_items[#detail_items + 1] = struct.pack(DETAILS_FORMAT, meta.sequence + accepted, size)
+      .. string.sub(details, detail_starts[i], detail_starts[i] + size - 1)
+  end
+end
+
+local function journal_origin(terms)
+  if terms and (terms.device or terms.ip) then
+    origins = origins or {}
+    origins[#origins + 1] =
+      struct.pack(ORIGIN_FORMAT, meta.sequence + accepted, terms.device or NO_DIGEST, terms.ip or NO_DIGEST)
+  end
+end
+
+local function journal_hold(id, h, rule, released)
+  links = links or {}
+  links[#links + 1] = struct.pack(LINK_FORMAT, meta.sequence + accepted, id, h.purpose, h.state, h.review, rule,
+    h.remaining, h.captured, released, h.expires_at_ms)
+end
+
+local function answer(i, status, rule, debit, credit, amount)
+  keep(i, struct.pack(ANSWER_FORMAT, status, rule, meta.sequence + accepted, debit and available[debit] or 0,
+    credit and available[credit] or 0, amount, 0))
+  return status
+end
+
+-- rule, used, retry_at_ms: of LIMIT_EXCEEDED, nil else.
+local function refusal(i, status, rule, used, retry_at_ms)
+  local debit, credit = debits[i], credits[i]
+  return struct.pack(ANSWER_FORMAT, status, rule or 0, meta.sequence + accepted, debit and available[debit] or 0,
+    retry_at_ms or credit and available[credit] or 0, used or 0, 0)
+end
+
+-- In a chain nothing is kept yet: decide_chain does it when it knows how the chain ends.
+local function refuse(i, status, rule, used, retry_at_ms)
+  local packed = refusal(i, status, rule, used, retry_at_ms)
+  if in_chain then
+    in_chain.rule, in_chain.used, in_chain.retry_at_ms = rule, used, retry_at_ms
+  elseif RECORDED[status] then
+    keep(i, packed)
+  end
+  replies[i] = packed
+  return status
+end
+
+-- For the side stream of refused movements.
+local function note_declined(i, kind, status, rule)
+  local debit, credit, terms = debits[i], credits[i], attachments[i]
+  declined = declined or {}
+  declined[#declined + 1] = struct.pack(DECLINED_FORMAT, now_ms, ids[i], kind, status, rule or 0,
+    debit and wallet_ids[debit] or NO_ID, credit and wallet_ids[credit] or NO_ID, amounts[i],
+    terms and terms.device or NO_DIGEST, terms and terms.ip or NO_DIGEST)
+end

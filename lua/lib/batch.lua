@@ -1,0 +1,172 @@
+-- The batch that is being decided: requests by number, and what comes of them. As with the wallets, there is one at a
+-- time, so its tables are locals of the library; parse_requests() makes them anew.
+--
+-- What is rare is kept only where it is: kinds has nothing for a plain movement (TRANSFER to WITHDRAWAL without flags
+-- and attachment), flags_of only flags other than 0, currencies those that were named, sizes those above zero.
+local request_count
+local ids, contents, kinds, debits, credits, amounts, flags_of, currencies, sizes, detail_starts, details
+local references, attachments, linked, special
+local shard_tag, meta, now_ms, room
+local known, replies
+local accepted, records, record_parts, detail_items, origins, links, tier_changes
+local outcomes, outcome_parts, declined
+local dirty, dirty_slots, dirty_count
+local in_chain
+
+local NO_CURRENCY, NO_DIGEST, NO_ID = '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0'
+
+local function unpack_terms(packed, position)
+  local t = {}
+  t.conditions, t.purpose, t.expect_version, t.min_available_after, t.expires_in_ms, t.device, t.ip =
+    struct.unpack(TERMS_FORMAT, packed, position)
+  if t.conditions > CONDITION_VERSION + CONDITION_MIN_AVAILABLE then invalid('terms: conditions') end
+  if not is_count(t.expect_version) then invalid('terms: expect_version') end
+  if not is_whole(t.min_available_after) then invalid('terms: min_available_after') end
+  if not is_count(t.expires_in_ms) or t.expires_in_ms > MAX_EXPIRY_MS then invalid('terms: expires_in_ms') end
+  if t.device == NO_DIGEST then t.device = nil end
+  if t.ip == NO_DIGEST then t.ip = nil end
+  return t
+end
+
+local function unpack_claim(packed, position)
+  local c = {}
+  c.kind, c.debit, c.credit, c.amount, c.refunded, c.as_of = struct.unpack(CLAIM_FORMAT, packed, position)
+  if not is_count(c.amount) then invalid('claim: amount') end
+  if not is_count(c.refunded) then invalid('claim: refunded') end
+  if not is_count(c.as_of) then invalid('claim: as_of') end
+  return c
+end
+
+-- Packed TIER_LIMITS as a table; fault says what is wrong with them.
+local function unpack_limits(packed, fault, position)
+  local t = {}
+  t.layout, t.debt_first, t.review, t.max_amount, t.day_amount, t.day_count, t.window_count, t.window_ms,
+    t.hour_amount, t.attempts_window_ms, t.device_attempts, t.ip_attempts, t.device_wallets, t.new_device_amount,
+    t.new_device_ms = struct.unpack(TIER_LIMITS_FORMAT, packed, position)
+  for name, value in pairs(t) do
+    if not is_count(value) then fault('tier: ' .. name) end
+  end
+  if t.debt_first > 1 then fault('tier: debt_first') end
+  if t.layout ~= LAYOUT_VERSION then fault('tier: layout') end
+  if t.window_ms < 1 or t.attempts_window_ms < 1 or t.attempts_window_ms > DAY_MS then fault('tier: window') end
+  if t.device_wallets > MAX_DEVICE_WALLETS and t.device_wallets ~= MAX_AMOUNT then fault('tier: device_wallets') end
+  return t
+end
+
+local ATTACHMENT_SIZES = {
+  [ATTACHMENT_TERMS] = TERMS_SIZE, [ATTACHMENT_CLAIM] = CLAIM_SIZE, [ATTACHMENT_TIER_LIMITS] = TIER_LIMITS_SIZE,
+}
+
+local function unpack_attachment(number, packed, position)
+  if number == ATTACHMENT_TERMS then return unpack_terms(packed, position) end
+  if number == ATTACHMENT_CLAIM then return unpack_claim(packed, position) end
+  local limits = unpack_limits(packed, invalid, position)
+  limits.packed = string.sub(packed, position, position + TIER_LIMITS_SIZE - 1)
+  return limits
+end
+
+-- What each kind besides the plain movements takes: whether debit and credit are wallets ('both', 'debit'), a reference
+-- ('ref') or nothing ('none'), which flags it may have, and which attachment.
+local SHAPES = {
+  [TRANSFER] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
+  [TOP_UP] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
+  [PAYMENT] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
+  [WITHDRAWAL] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
+  [HOLD] = { 'both', LINKED, ATTACHMENT_TERMS, true },
+  [REFUND] = { 'ref', LINKED, ATTACHMENT_CLAIM },
+  [CHARGEBACK] = { 'ref', LINKED, ATTACHMENT_CLAIM },
+  [CAPTURE] = { 'ref', LINKED + FINAL },
+  [RAISE_HOLD] = { 'ref', LINKED },
+  [VOID] = { 'ref', LINKED },
+  [EXPIRE_HOLD] = { 'ref', 0 },
+  [APPROVE_HOLD] = { 'ref', LINKED },
+  [OPEN_WALLET] = { 'debit', LINKED + EXTERNAL },
+  [FREEZE] = { 'debit', LINKED },
+  [UNFREEZE] = { 'debit', LINKED },
+  [CLOSE_WALLET] = { 'debit', LINKED },
+  [SET_OVERDRAFT_LIMIT] = { 'debit', LINKED },
+  [SET_TIER] = { 'debit', LINKED },
+  [SET_TIER_LIMITS] = { 'none', LINKED, ATTACHMENT_TIER_LIMITS, true },
+}
+
+local function has_flag(set, flag) return set % (2 * flag) >= flag end
+
+-- Whether all bits of set are in allowed; both below 16.
+local function within(set, allowed)
+  for _, flag in ipairs({ LINKED, BALANCING, FINAL, EXTERNAL }) do
+    if has_flag(set, flag) and not has_flag(allowed, flag) then return false end
+  end
+  return set < 16
+end
+
+-- A request that is no plain movement: checks its form, and notes what else it has. Returns the attachment's size.
+local function parse_special(i, prefix, kind, flag, debit, credit, currency, attachment, packed, position)
+  local shape = SHAPES[kind]
+  if not shape then invalid('request: kind') end
+  if not within(flag, shape[2]) then invalid('request: flags') end
+  local names = shape[1]
+  special = true
+  kinds[i] = kind
+  if flag ~= 0 then flags_of[i] = flag end
+  if has_flag(flag, LINKED) then linked[i] = true end
+  if names == 'both' then
+    debits[i], credits[i] = slot_of(prefix, debit), slot_of(prefix, credit)
+  elseif names == 'debit' then
+    debits[i] = slot_of(prefix, debit)
+  elseif names == 'ref' then
+    references[i] = debit .. credit
+  end
+  if kind == OPEN_WALLET and not is_currency(currency) then invalid('request: currency') end
+  if attachment == 0 then
+    if shape[4] then invalid('request: attachment') end
+    return 0
+  end
+  local size = ATTACHMENT_SIZES[attachment]
+  if attachment ~= shape[3] or #packed - position + 1 < size then invalid('request: attachment') end
+  local a = unpack_attachment(attachment, packed, position)
+  if kind == HOLD and (a.purpose < TRANSFER or a.purpose > WITHDRAWAL) then invalid('terms: purpose') end
+  attachments[i] = a
+  return size
+end
+
+-- Phase 1: the batch as tables; wallets get slot numbers in the order they appear.
+local function parse_requests(tag, requests, packed_details, packed_attachments)
+  local count = #requests / REQUEST_SIZE
+  if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then invalid('requests: size') end
+  new_wallets()
+  request_count, special, details = count, false, packed_details
+  ids, contents, kinds, debits, credits, amounts, flags_of = {}, {}, {}, {}, {}, {}, {}
+  currencies, sizes, detail_starts, references, attachments, linked = {}, {}, {}, {}, {}, {}
+  local unpack_request, sub, prefix = struct.unpack, string.sub, wallet_prefix(tag)
+  local ids, contents, debits, credits, amounts, slots = ids, contents, debits, credits, amounts, slot_of_id
+  local position, details_bytes, attached_bytes = 1, 0, 0
+  for i = 1, count do
+    local id, attachment, kind, flag, size, debit, credit, amount, code =
+      unpack_request(REQUEST_HEAD_FORMAT, requests, position)
+    ids[i], amounts[i], contents[i] = id, amount, sub(requests, position + 17, position + REQUEST_SIZE - 1)
+    position = position + REQUEST_SIZE
+    if kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0 and attachment == 0 then
+      debits[i] = slots[debit] or slot_of(prefix, debit)
+      credits[i] = slots[credit] or slot_of(prefix, credit)
+    else
+      attached_bytes = attached_bytes
+        + parse_special(i, prefix, kind, flag, debit, credit, code, attachment, packed_attachments, attached_bytes + 1)
+    end
+    if code ~= NO_CURRENCY then currencies[i] = code end
+    if size > 0 then
+      sizes[i], detail_starts[i] = size, details_bytes + 1
+      details_bytes = details_bytes + size
+    end
+  end
+  if details_bytes ~= #packed_details then invalid('details: size') end
+  if attached_bytes ~= #packed_attachments then invalid('attachments: size') end
+end
+
+-- What phase 2 fills.
+local function begin_outcome()
+  replies, accepted = {}, 0
+  records, record_parts, outcomes, outcome_parts = {}, 0, {}, 0
+  detail_items, origins, links, tier_changes, declined = nil, nil, nil, nil, nil
+  dirty, dirty_slots, dirty_count = {}, {}, 0
+  in_chain = false
+end

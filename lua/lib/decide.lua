@@ -1,0 +1,69 @@
+-- One request: a replay, a use of its id for something else, or a new decision.
+
+-- Whether a terms_digest is that of a chain: its first byte is odd then.
+local function is_of_chain(terms_digest) return string.byte(terms_digest) % 2 == 1 end
+
+-- The status for a request whose id was used for another content: the first field that differs.
+local function first_difference(old, content)
+  local kind, flag, _, debit, credit, amount, code, digest, terms =
+    struct.unpack(CONTENT_FORMAT, string.sub(old, ANSWER_SIZE + 1))
+  local kind2, flag2, _, debit2, credit2, amount2, code2, digest2, terms2 = struct.unpack(CONTENT_FORMAT, content)
+  if kind ~= kind2 then return EXISTS_WITH_DIFFERENT_KIND end
+  if terms ~= terms2 and (is_of_chain(terms) or is_of_chain(terms2)) then return EXISTS_WITH_DIFFERENT_CHAIN end
+  if flag ~= flag2 then return EXISTS_WITH_DIFFERENT_KIND end
+  local names = SHAPES[kind] and SHAPES[kind][1]
+  if debit ~= debit2 or credit ~= credit2 then
+    if names == 'ref' then return EXISTS_WITH_DIFFERENT_REFERENCE end
+    if names == 'debit' then
+      return debit ~= debit2 and EXISTS_WITH_DIFFERENT_WALLET or EXISTS_WITH_DIFFERENT_OWNER
+    end
+    return debit ~= debit2 and EXISTS_WITH_DIFFERENT_DEBIT or EXISTS_WITH_DIFFERENT_CREDIT
+  end
+  if amount ~= amount2 then
+    return kind == OPEN_WALLET and EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT or EXISTS_WITH_DIFFERENT_AMOUNT
+  end
+  if code ~= code2 then return EXISTS_WITH_DIFFERENT_CURRENCY end
+  if digest ~= digest2 then return EXISTS_WITH_DIFFERENT_DETAILS end
+  return EXISTS_WITH_DIFFERENT_TERMS
+end
+
+-- Answers a request whose id is known.
+local function replay(i)
+  local old, content = known[ids[i]], contents[i]
+  if string.sub(old, ANSWER_SIZE + 1) == content then
+    replies[i] = string.sub(old, 1, ANSWER_SIZE - 1) .. '\1'
+  else
+    replies[i] = struct.pack(ANSWER_FORMAT, first_difference(old, content), 0, meta.sequence + accepted, 0, 0, 0, 0)
+  end
+end
+
+local DECIDERS = {
+  [TRANSFER] = move,
+  [TOP_UP] = move,
+  [PAYMENT] = move,
+  [WITHDRAWAL] = move,
+  [HOLD] = move,
+  [CAPTURE] = capture,
+  [RAISE_HOLD] = raise_hold,
+  [VOID] = void,
+  [EXPIRE_HOLD] = expire,
+  [APPROVE_HOLD] = approve,
+  [REFUND] = refund,
+  [CHARGEBACK] = refund,
+  [OPEN_WALLET] = open_wallet,
+  [FREEZE] = change_wallet,
+  [UNFREEZE] = change_wallet,
+  [CLOSE_WALLET] = change_wallet,
+  [SET_OVERDRAFT_LIMIT] = change_wallet,
+  [SET_TIER] = change_wallet,
+  [SET_TIER_LIMITS] = set_tier_limits,
+}
+
+-- Decides request i, or replays it; returns the status of a decision.
+local function decide_one(i)
+  if known[ids[i]] then return replay(i) end
+  local kind = kinds[i]
+  if accepted >= room then return refuse(i, LEDGER_BACKLOG) end
+  if not kind then return move(i) end
+  return DECIDERS[kind](i, kind)
+end

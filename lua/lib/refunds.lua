@@ -1,0 +1,102 @@
+-- Refunds: the opposite of a transfer, up to its amount in all. What was refunded is kept for as long as an
+-- idempotency generation; before that the ledger knows it, and the request says what the ledger had (its claim).
+local refunded
+
+local function read_refunded(tag, m, transfer_ids, count)
+  local found = {}
+  if count == 0 then return end
+  read_fields(refunded_key(tag, m.generation - 1), transfer_ids, count, found)
+  read_fields(refunded_key(tag, m.generation), transfer_ids, count, found)
+  for id, packed in pairs(found) do
+    if #packed ~= 8 then corrupt('refunded: size') end
+    local total = struct.unpack('<d', packed)
+    if not is_count(total) then corrupt('refunded: total') end
+    refunded[id] = { total = total }
+  end
+end
+
+local function write_refunded(tag, m)
+  local changes = {}
+  for id, r in pairs(refunded) do
+    if r.changed then
+      changes[#changes + 1] = id
+      changes[#changes + 1] = struct.pack('<d', r.total)
+    end
+  end
+  call_in_chunks('HSET', refunded_key(tag, m.generation), changes, #changes)
+end
+
+-- The hold's id in the kept outcome of a request that refers to one.
+local function reference_of(outcome) return string.sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 20) end
+
+local function is_capture(outcome)
+  local kind = string.byte(outcome, ANSWER_SIZE + 1)
+  return kind == CAPTURE or kind == APPROVE_HOLD
+end
+
+-- The wallets that the request of a kept outcome named.
+local function wallets_in(outcome)
+  return { debit = string.sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 12),
+    credit = string.sub(outcome, ANSWER_SIZE + 13, ANSWER_SIZE + 20) }
+end
+
+-- The transfer to refund: its purpose (a kind) and amount, or nil and the status that says why there is none.
+local function original_of(i)
+  local old, claim = known[references[i]], attachments[i]
+  if old then
+    local status, _, _, _, _, moved, _, kind = struct.unpack(IDEMPOTENCY_FORMAT, old)
+    local h = is_capture(old) and moved > 0 and holds[reference_of(old)]
+    if status == POSTED and h then return h.purpose, moved end
+    if status == POSTED and kind <= WITHDRAWAL then return kind, moved end
+    return nil, NOT_REFUNDABLE
+  end
+  if not claim then return nil, TRANSFER_NOT_FOUND end
+  if claim.kind < TRANSFER or claim.kind > WITHDRAWAL then return nil, NOT_REFUNDABLE end
+  return claim.kind, claim.amount
+end
+
+-- How much of the transfer was refunded so far; nil if the ledger was read before the last refund that Redis forgot.
+local function refunded_so_far(i)
+  local r, claim = refunded[references[i]], attachments[i]
+  if r then return r.total end
+  if known[references[i]] then return 0 end -- a refund is never forgotten before its transfer
+  if claim.as_of < meta.generation_sequence then return nil end
+  return claim.refunded
+end
+
+-- A debt that the tier does not have paid back first is set aside: the wallet may spend what it gets from now on.
+local function set_debt_aside(slot)
+  local limits = tier[slot] ~= 0 and limits_of(tier[slot])
+  if limits and limits.debt_first == 0 then
+    usage[slot].debt = math.max(0, -(available[slot] + overdraft[slot]))
+  end
+end
+
+local function refund(i, kind)
+  local amount, id = amounts[i], references[i]
+  if not is_count(amount) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
+  local purpose, original = original_of(i)
+  if not purpose then return refuse(i, original) end
+  local forced = kind == CHARGEBACK
+  if forced and purpose ~= TOP_UP then return refuse(i, NOT_REFUNDABLE) end
+  local so_far = refunded_so_far(i)
+  if not so_far then return refuse(i, LEDGER_BEHIND) end
+  local debit, credit = debits[i], credits[i]
+  local status = wallets_refusal(debit, credit, nil, forced)
+  if status then return refuse(i, status) end
+  if amount == 0 then amount = original - so_far end
+  if amount < 1 or so_far + amount > original then return refuse(i, REFUND_EXCEEDS_TRANSFER) end
+  local debit_after, credit_after = available[debit] - amount, available[credit] + amount
+  if not forced and flags[debit] % 2 == 0 and debit_after < floor_of(debit) then return refuse(i, INSUFFICIENT_FUNDS) end
+  if debit_after < -MAX_AMOUNT or credit_after + locked[credit] > MAX_AMOUNT then
+    return refuse(i, BALANCE_OUT_OF_RANGE)
+  end
+  available[debit], available[credit] = debit_after, credit_after
+  if forced then set_debt_aside(debit) end
+  if usage[credit] then settle_debt(credit) end
+  refunded[id] = { total = so_far + amount, changed = true }
+  journal(i, done_content(i, kind, debit, credit, amount), debit, credit)
+  links = links or {}
+  links[#links + 1] = struct.pack(LINK_FORMAT, meta.sequence + accepted, id, 0, 0, 0, 0, so_far + amount, 0, 0, 0)
+  return answer(i, POSTED, 0, debit, credit, amount)
+end
