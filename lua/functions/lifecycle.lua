@@ -20,7 +20,7 @@
 
 local function meta_of_epoch(tag, epoch)
   local m = read_meta(tag) or corrupt('meta: missing')
-  if m.epoch ~= tonumber(epoch) then fail('CHANGED', string.format('the epoch is %.0f', m.epoch)) end
+  if m.epoch ~= tonumber(epoch) then fail('CHANGED', format('the epoch is %.0f', m.epoch)) end
   return m
 end
 
@@ -30,22 +30,22 @@ local function bound(text, name)
   return number
 end
 
-redis.register_function('hotledger_initialise', function(keys, args)
+register('hotledger_initialise', function(keys, args)
   local tag = keys[1]
   if #args[1] ~= 16 or #args[2] ~= 8 then invalid('deployment or key_fingerprint') end
   if redis.call('EXISTS', meta_key(tag), journal_key(tag)) > 0 then fail('EXISTS', 'the shard is not empty') end
   redis.call('SET', meta_key(tag), pack_meta({
     deployment = args[1], key_fingerprint = args[2], epoch = tonumber(args[3]), sequence = 0,
-    hash = string.rep('0', 40), time_ms = clock_ms(), persisted = 0, generation = 1, generation_sequence = 0,
+    hash = rep('0', 40), time_ms = clock_ms(), persisted = 0, generation = 1, generation_sequence = 0,
   }))
   return redis.status_reply('OK')
 end)
 
-redis.register_function('hotledger_open', function(keys, args)
+register('hotledger_open', function(keys, args)
   local tag = keys[1]
   local m = meta_of_epoch(tag, args[1])
   if m.sequence ~= tonumber(args[2]) or m.hash ~= args[3] then
-    fail('CHANGED', string.format('meta is at %.0f %s', m.sequence, m.hash))
+    fail('CHANGED', format('meta is at %.0f %s', m.sequence, m.hash))
   end
   local max_backlog, max_outcomes = bound(args[5], 'max_backlog'), bound(args[6], 'max_outcomes')
   journal_check(tag, m)
@@ -55,16 +55,16 @@ redis.register_function('hotledger_open', function(keys, args)
   return redis.status_reply('OK')
 end)
 
-redis.register_function('hotledger_close', function(keys)
+register('hotledger_close', function(keys)
   fences[keys[1]] = nil
   return redis.status_reply('OK')
 end)
 
-redis.register_function('hotledger_advance', function(keys, args)
+register('hotledger_advance', function(keys, args)
   local tag = keys[1]
   local m = meta_of_epoch(tag, args[1])
   local persisted, trim_before = tonumber(args[2]), tonumber(args[3])
-  if persisted > m.sequence then fail('CHANGED', string.format('meta is at %.0f', m.sequence)) end
+  if persisted > m.sequence then fail('CHANGED', format('meta is at %.0f', m.sequence)) end
   journal_last_sequence(tag) -- fails on a key of another type, as XTRIM would after the SET
   if persisted > m.persisted then
     m.persisted = persisted
@@ -75,16 +75,16 @@ redis.register_function('hotledger_advance', function(keys, args)
   return redis.status_reply('OK')
 end)
 
-redis.register_function('hotledger_end_generation', function(keys, args)
+register('hotledger_end_generation', function(keys, args)
   local tag = keys[1]
   local m = meta_of_epoch(tag, args[1])
   local fence = fence_check(tag, m)
   if not fence or m.generation ~= tonumber(args[2]) or m.persisted < m.generation_sequence then return 0 end
   journal_check(tag, m)
   m.generation_sequence = m.sequence + 1
-  local content = struct.pack(CONTENT_FORMAT, END_GENERATION, 0, 0, NO_ID, NO_ID, m.generation + 1, NO_CURRENCY,
+  local content = pack(CONTENT_FORMAT, END_GENERATION, 0, 0, NO_ID, NO_ID, m.generation + 1, NO_CURRENCY,
     NO_DIGEST, NO_DIGEST)
-  journal_append(tag, m, 1, clock_ms(), NO_ID .. NO_ID .. content .. struct.pack(AFTER_FORMAT, 0, 0, 0, 0, 0, 0))
+  journal_append(tag, m, 1, clock_ms(), NO_ID .. NO_ID .. content .. pack(AFTER_FORMAT, 0, 0, 0, 0, 0, 0))
   fence_move(fence, m)
   m.generation = m.generation + 1
   redis.call('SET', meta_key(tag), pack_meta(m))
@@ -93,7 +93,7 @@ redis.register_function('hotledger_end_generation', function(keys, args)
   return 1
 end)
 
-redis.register_function('hotledger_touch', function(keys)
+register('hotledger_touch', function(keys)
   redis.call('SET', touch_key(keys[1]), redis.call('TIME')[1])
   return redis.status_reply('OK')
 end)

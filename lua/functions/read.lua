@@ -16,7 +16,7 @@ local function split(packed, size)
   if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then invalid('ids: size') end
   local parts = {}
   for i = 1, count do
-    parts[i] = string.sub(packed, (i - 1) * size + 1, i * size)
+    parts[i] = sub(packed, (i - 1) * size + 1, i * size)
   end
   return parts, count
 end
@@ -27,87 +27,63 @@ local function open_meta(tag)
   return m
 end
 
-redis.register_function({
-  function_name = 'hotledger_state',
-  flags = { 'no-writes' },
-  callback = function(keys)
-    local tag = keys[1]
-    local m = read_meta(tag)
-    return {
-      fence_check(tag, m) and 1 or 0,
-      m and pack_meta(m) or '',
-      string.format('%.0f', journal_last_sequence(tag)),
-      replication_id() or '',
-      m and redis.call('HLEN', idempotency_key(tag, m.generation)) or 0,
-    }
-  end,
-})
+register('hotledger_state', function(keys)
+  local tag = keys[1]
+  local m = read_meta(tag)
+  return {
+    fence_check(tag, m) and 1 or 0,
+    m and pack_meta(m) or '',
+    format('%.0f', journal_last_sequence(tag)),
+    replication_id() or '',
+    m and redis.call('HLEN', idempotency_key(tag, m.generation)) or 0,
+  }
+end, true)
 
-redis.register_function({
-  function_name = 'hotledger_lookup',
-  flags = { 'no-writes' },
-  callback = function(keys, args)
-    local tag = keys[1]
-    local ids, count = split(args[1], 16)
-    local m = open_meta(tag)
-    local known = read_known(tag, m, ids, count)
-    local reply = { struct.pack(REPLY_HEADER_FORMAT, clock_ms()) }
-    for i = 1, count do reply[i + 1] = known[ids[i]] or '' end
-    return reply
-  end,
-})
+register('hotledger_lookup', function(keys, args)
+  local tag = keys[1]
+  local ids, count = split(args[1], 16)
+  local m = open_meta(tag)
+  local known = read_known(tag, m, ids, count)
+  local reply = { pack(REPLY_HEADER_FORMAT, clock_ms()) }
+  for i = 1, count do reply[i + 1] = known[ids[i]] or '' end
+  return reply
+end, true)
 
-redis.register_function({
-  function_name = 'hotledger_wallets',
-  flags = { 'no-writes' },
-  callback = function(keys, args)
-    local tag = keys[1]
-    local ids, count = split(args[1], 8)
-    local m = open_meta(tag)
-    local prefix = wallet_prefix(tag)
-    new_wallets()
-    for i = 1, count do slot_of(prefix, ids[i]) end
-    read_wallets()
-    local reply = { string.format('%.0f', m.sequence) }
-    for i = 1, count do
-      local slot = slot_of(prefix, ids[i])
-      reply[i + 1] = version[slot] and pack_wallet(slot) or ''
-    end
-    return reply
-  end,
-})
+register('hotledger_wallets', function(keys, args)
+  local tag = keys[1]
+  local ids, count = split(args[1], 8)
+  local m = open_meta(tag)
+  local prefix = wallet_prefix(tag)
+  new_wallets()
+  for i = 1, count do slot_of(prefix, ids[i]) end
+  read_wallets()
+  local reply = { format('%.0f', m.sequence) }
+  for i = 1, count do
+    local slot = slot_of(prefix, ids[i])
+    reply[i + 1] = version[slot] and pack_wallet(slot) or ''
+  end
+  return reply
+end, true)
 
-redis.register_function({
-  function_name = 'hotledger_holds',
-  flags = { 'no-writes' },
-  callback = function(keys, args)
-    local tag = keys[1]
-    local ids, count = split(args[1], 16)
-    local m = open_meta(tag)
-    holds = {}
-    read_holds(tag, m, ids, count)
-    local reply = { string.format('%.0f', m.sequence) }
-    for i = 1, count do reply[i + 1] = holds[ids[i]] and pack_hold(holds[ids[i]]) or '' end
-    return reply
-  end,
-})
+register('hotledger_holds', function(keys, args)
+  local tag = keys[1]
+  local ids, count = split(args[1], 16)
+  local m = open_meta(tag)
+  holds = {}
+  read_holds(tag, m, ids, count)
+  local reply = { format('%.0f', m.sequence) }
+  for i = 1, count do reply[i + 1] = holds[ids[i]] and pack_hold(holds[ids[i]]) or '' end
+  return reply
+end, true)
 
-redis.register_function({
-  function_name = 'hotledger_due',
-  flags = { 'no-writes' },
-  callback = function(keys, args)
-    local limit = tonumber(args[1])
-    if not limit or not is_count(limit) or limit < 1 or limit > MAX_BATCH then invalid('limit') end
-    return redis.call('ZRANGEBYSCORE', due_key(keys[1]), '-inf', string.format('%.0f', clock_ms()), 'LIMIT', 0, limit)
-  end,
-})
+register('hotledger_due', function(keys, args)
+  local limit = tonumber(args[1])
+  if not limit or not is_count(limit) or limit < 1 or limit > MAX_BATCH then invalid('limit') end
+  return redis.call('ZRANGEBYSCORE', due_key(keys[1]), '-inf', format('%.0f', clock_ms()), 'LIMIT', 0, limit)
+end, true)
 
-redis.register_function({
-  function_name = 'hotledger_tier',
-  flags = { 'no-writes' },
-  callback = function(keys, args)
-    local number = tonumber(args[1])
-    if not number or not is_count(number) or number > MAX_TIER then invalid('tier') end
-    return redis.call('HGET', tiers_key(keys[1]), struct.pack('<H', number)) or ''
-  end,
-})
+register('hotledger_tier', function(keys, args)
+  local number = tonumber(args[1])
+  if not number or not is_count(number) or number > MAX_TIER then invalid('tier') end
+  return redis.call('HGET', tiers_key(keys[1]), pack('<H', number)) or ''
+end, true)

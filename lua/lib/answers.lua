@@ -21,8 +21,8 @@ end
 -- The content as it was done: with real wallets and the amount that was moved, reserved or released.
 local function done_content(i, kind, debit, credit, amount)
   local content = contents[i]
-  return struct.pack('<B', kind) .. string.sub(content, 2, 4) .. (debit and wallet_ids[debit] or NO_ID)
-    .. (credit and wallet_ids[credit] or NO_ID) .. struct.pack('<d', amount) .. string.sub(content, 29)
+  return pack('<B', kind) .. sub(content, 2, 4) .. (debit and wallet_ids[debit] or NO_ID)
+    .. (credit and wallet_ids[credit] or NO_ID) .. pack('<d', amount) .. sub(content, 29)
 end
 
 -- Journals request i. content: what was done; the wallets have their new balances already. debit, credit: slots, nil
@@ -37,14 +37,14 @@ local function journal(i, content, debit, credit)
     credit_available, credit_locked, credit_version = available[credit], locked[credit], touch(credit)
   end
   records[record_parts + 1], records[record_parts + 2] = ids[i], content
-  records[record_parts + 3] = struct.pack(AFTER_FORMAT, debit_available, debit_locked, debit_version,
+  records[record_parts + 3] = pack(AFTER_FORMAT, debit_available, debit_locked, debit_version,
     credit_available, credit_locked, credit_version)
   record_parts = record_parts + 3
   local size = sizes[i]
   if size then
     detail_items = detail_items or {}
-    detail_items[#detail_items + 1] = struct.pack(DETAILS_FORMAT, meta.sequence + accepted, size)
-      .. string.sub(details, detail_starts[i], detail_starts[i] + size - 1)
+    detail_items[#detail_items + 1] = pack(DETAILS_FORMAT, meta.sequence + accepted, size)
+      .. sub(details, detail_starts[i], detail_starts[i] + size - 1)
   end
 end
 
@@ -52,18 +52,18 @@ local function journal_origin(terms)
   if terms and (terms.device or terms.ip) then
     origins = origins or {}
     origins[#origins + 1] =
-      struct.pack(ORIGIN_FORMAT, meta.sequence + accepted, terms.device or NO_DIGEST, terms.ip or NO_DIGEST)
+      pack(ORIGIN_FORMAT, meta.sequence + accepted, terms.device or NO_DIGEST, terms.ip or NO_DIGEST)
   end
 end
 
 local function journal_hold(id, h, rule, released)
   links = links or {}
-  links[#links + 1] = struct.pack(LINK_FORMAT, meta.sequence + accepted, id, h.purpose, h.state, h.review, rule,
+  links[#links + 1] = pack(LINK_FORMAT, meta.sequence + accepted, id, h.purpose, h.state, h.review, rule,
     h.remaining, h.captured, released, h.expires_at_ms)
 end
 
 local function answer(i, status, rule, debit, credit, amount)
-  keep(i, struct.pack(ANSWER_FORMAT, status, rule, meta.sequence + accepted, debit and available[debit] or 0,
+  keep(i, pack(ANSWER_FORMAT, status, rule, meta.sequence + accepted, debit and available[debit] or 0,
     credit and available[credit] or 0, amount, 0))
   return status
 end
@@ -71,7 +71,7 @@ end
 -- rule, used, retry_at_ms: of LIMIT_EXCEEDED, nil else.
 local function refusal(i, status, rule, used, retry_at_ms)
   local debit, credit = debits[i], credits[i]
-  return struct.pack(ANSWER_FORMAT, status, rule or 0, meta.sequence + accepted, debit and available[debit] or 0,
+  return pack(ANSWER_FORMAT, status, rule or 0, meta.sequence + accepted, debit and available[debit] or 0,
     retry_at_ms or credit and available[credit] or 0, used or 0, 0)
 end
 
@@ -91,7 +91,7 @@ end
 local function note_declined(i, kind, status, rule)
   local debit, credit, terms = debits[i], credits[i], attachments[i]
   declined = declined or {}
-  declined[#declined + 1] = struct.pack(DECLINED_FORMAT, now_ms, ids[i], kind, status, rule or 0,
+  declined[#declined + 1] = pack(DECLINED_FORMAT, now_ms, ids[i], kind, status, rule or 0,
     debit and wallet_ids[debit] or NO_ID, credit and wallet_ids[credit] or NO_ID, amounts[i],
     terms and terms.device or NO_DIGEST, terms and terms.ip or NO_DIGEST)
 end

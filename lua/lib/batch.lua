@@ -18,7 +18,7 @@ local NO_CURRENCY, NO_DIGEST, NO_ID = '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0', '\
 local function unpack_terms(packed, position)
   local t = {}
   t.conditions, t.purpose, t.expect_version, t.min_available_after, t.expires_in_ms, t.device, t.ip =
-    struct.unpack(TERMS_FORMAT, packed, position)
+    unpack_from(TERMS_FORMAT, packed, position)
   if t.conditions > CONDITION_VERSION + CONDITION_MIN_AVAILABLE then invalid('terms: conditions') end
   if not is_count(t.expect_version) then invalid('terms: expect_version') end
   if not is_whole(t.min_available_after) then invalid('terms: min_available_after') end
@@ -30,7 +30,7 @@ end
 
 local function unpack_claim(packed, position)
   local c = {}
-  c.kind, c.debit, c.credit, c.amount, c.refunded, c.as_of = struct.unpack(CLAIM_FORMAT, packed, position)
+  c.kind, c.debit, c.credit, c.amount, c.refunded, c.as_of = unpack_from(CLAIM_FORMAT, packed, position)
   if not is_count(c.amount) then invalid('claim: amount') end
   if not is_count(c.refunded) then invalid('claim: refunded') end
   if not is_count(c.as_of) then invalid('claim: as_of') end
@@ -42,7 +42,7 @@ local function unpack_limits(packed, fault, position)
   local t = {}
   t.layout, t.debt_first, t.review, t.max_amount, t.day_amount, t.day_count, t.window_count, t.window_ms,
     t.hour_amount, t.attempts_window_ms, t.device_attempts, t.ip_attempts, t.device_wallets, t.new_device_amount,
-    t.new_device_ms = struct.unpack(TIER_LIMITS_FORMAT, packed, position)
+    t.new_device_ms = unpack_from(TIER_LIMITS_FORMAT, packed, position)
   for name, value in pairs(t) do
     if not is_count(value) then fault('tier: ' .. name) end
   end
@@ -61,7 +61,7 @@ local function unpack_attachment(number, packed, position)
   if number == ATTACHMENT_TERMS then return unpack_terms(packed, position) end
   if number == ATTACHMENT_CLAIM then return unpack_claim(packed, position) end
   local limits = unpack_limits(packed, invalid, position)
-  limits.packed = string.sub(packed, position, position + TIER_LIMITS_SIZE - 1)
+  limits.packed = sub(packed, position, position + TIER_LIMITS_SIZE - 1)
   return limits
 end
 
@@ -99,13 +99,22 @@ local function within(set, allowed)
   return set < 16
 end
 
+-- What only few batches have. Until then its tables are one that stays empty: making tables is most of what a batch of
+-- one costs.
+local NONE = {}
+
+local function begin_special()
+  special = true
+  kinds, flags_of, detail_starts, references, attachments, linked = {}, {}, {}, {}, {}, {}
+end
+
 -- A request that is no plain movement: checks its form, and notes what else it has. Returns the attachment's size.
 local function parse_special(i, prefix, kind, flag, debit, credit, currency, attachment, packed, position)
   local shape = SHAPES[kind]
   if not shape then invalid('request: kind') end
   if not within(flag, shape[2]) then invalid('request: flags') end
   local names = shape[1]
-  special = true
+  if not special then begin_special() end
   kinds[i] = kind
   if flag ~= 0 then flags_of[i] = flag end
   if has_flag(flag, LINKED) then linked[i] = true end
@@ -135,14 +144,15 @@ local function parse_requests(tag, requests, packed_details, packed_attachments)
   if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then invalid('requests: size') end
   new_wallets()
   request_count, special, details = count, false, packed_details
-  ids, contents, kinds, debits, credits, amounts, flags_of = {}, {}, {}, {}, {}, {}, {}
-  currencies, sizes, detail_starts, references, attachments, linked = {}, {}, {}, {}, {}, {}
-  local unpack_request, sub, prefix = struct.unpack, string.sub, wallet_prefix(tag)
+  ids, contents, debits, credits, amounts = {}, {}, {}, {}, {}
+  kinds, flags_of, detail_starts, references, attachments, linked = NONE, NONE, NONE, NONE, NONE, NONE
+  currencies, sizes = {}, {}
+  local prefix, unpack_from, sub = wallet_prefix(tag), unpack_from, sub
   local ids, contents, debits, credits, amounts, slots = ids, contents, debits, credits, amounts, slot_of_id
   local position, details_bytes, attached_bytes = 1, 0, 0
   for i = 1, count do
     local id, attachment, kind, flag, size, debit, credit, amount, code =
-      unpack_request(REQUEST_HEAD_FORMAT, requests, position)
+      unpack_from(REQUEST_HEAD_FORMAT, requests, position)
     ids[i], amounts[i], contents[i] = id, amount, sub(requests, position + 17, position + REQUEST_SIZE - 1)
     position = position + REQUEST_SIZE
     if kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0 and attachment == 0 then
@@ -154,6 +164,7 @@ local function parse_requests(tag, requests, packed_details, packed_attachments)
     end
     if code ~= NO_CURRENCY then currencies[i] = code end
     if size > 0 then
+      if not special then begin_special() end
       sizes[i], detail_starts[i] = size, details_bytes + 1
       details_bytes = details_bytes + size
     end

@@ -1,6 +1,10 @@
 -- Chains: requests that are linked each with the next one. All of a chain happens, or none: Lua tables are put back to
 -- what they were before it, writes come later. Attempts that the fraud rules count stay counted.
 
+local decide_chain
+
+do -- so that what only this file uses does not count against Lua's 200 locals
+
 -- The number of the chain's last request, and whether it is linked to one that is not in the batch.
 local function end_of_chain(first)
   local last = first
@@ -77,14 +81,14 @@ local function decided_before(first, last)
     local old = known[ids[i]]
     if old then
       count = count + 1
-      if not one or string.sub(old, ANSWER_SIZE + 1) ~= contents[i] then one = i end
+      if not one or sub(old, ANSWER_SIZE + 1) ~= contents[i] then one = i end
     end
   end
   return count, one
 end
 
 -- Decides the chain that begins at request first; returns the number of the request after it.
-local function decide_chain(first)
+function decide_chain(first)
   local last, is_open = end_of_chain(first)
   if is_open then
     fail_chain(first, last, last, LINKED_CHAIN_OPEN, {})
@@ -96,7 +100,7 @@ local function decide_chain(first)
       for i = first, last do replay(i) end
     else
       local old = known[ids[one]]
-      local difference = string.sub(old, ANSWER_SIZE + 1) == contents[one] and EXISTS_WITH_DIFFERENT_CHAIN
+      local difference = sub(old, ANSWER_SIZE + 1) == contents[one] and EXISTS_WITH_DIFFERENT_CHAIN
         or first_difference(old, contents[one])
       fail_chain(first, last, one, difference, {})
     end
@@ -119,4 +123,6 @@ local function decide_chain(first)
     fail_chain(first, last, at - 1, status, of_culprit)
   end
   return last + 1
+end
+
 end

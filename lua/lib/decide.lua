@@ -1,13 +1,13 @@
 -- One request: a replay, a use of its id for something else, or a new decision.
 
 -- Whether a terms_digest is that of a chain: its first byte is odd then.
-local function is_of_chain(terms_digest) return string.byte(terms_digest) % 2 == 1 end
+local function is_of_chain(terms_digest) return byte(terms_digest) % 2 == 1 end
 
 -- The status for a request whose id was used for another content: the first field that differs.
 local function first_difference(old, content)
   local kind, flag, _, debit, credit, amount, code, digest, terms =
-    struct.unpack(CONTENT_FORMAT, string.sub(old, ANSWER_SIZE + 1))
-  local kind2, flag2, _, debit2, credit2, amount2, code2, digest2, terms2 = struct.unpack(CONTENT_FORMAT, content)
+    unpack_from(CONTENT_FORMAT, sub(old, ANSWER_SIZE + 1))
+  local kind2, flag2, _, debit2, credit2, amount2, code2, digest2, terms2 = unpack_from(CONTENT_FORMAT, content)
   if kind ~= kind2 then return EXISTS_WITH_DIFFERENT_KIND end
   if terms ~= terms2 and (is_of_chain(terms) or is_of_chain(terms2)) then return EXISTS_WITH_DIFFERENT_CHAIN end
   if flag ~= flag2 then return EXISTS_WITH_DIFFERENT_KIND end
@@ -30,10 +30,10 @@ end
 -- Answers a request whose id is known.
 local function replay(i)
   local old, content = known[ids[i]], contents[i]
-  if string.sub(old, ANSWER_SIZE + 1) == content then
-    replies[i] = string.sub(old, 1, ANSWER_SIZE - 1) .. '\1'
+  if sub(old, ANSWER_SIZE + 1) == content then
+    replies[i] = sub(old, 1, ANSWER_SIZE - 1) .. '\1'
   else
-    replies[i] = struct.pack(ANSWER_FORMAT, first_difference(old, content), 0, meta.sequence + accepted, 0, 0, 0, 0)
+    replies[i] = pack(ANSWER_FORMAT, first_difference(old, content), 0, meta.sequence + accepted, 0, 0, 0, 0)
   end
 end
 

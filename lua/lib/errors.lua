@@ -1,3 +1,25 @@
+-- Lua's libraries are not there while this library loads, and finding one by its global name costs as much as packing
+-- a field: so the functions are fetched once, at the first call, into locals.
+local pack, unpack_from, sub, byte, rep, find, match, format, concat, floor, ceil, min, max
+
+local function fetch_libraries()
+  pack, unpack_from = struct.pack, struct.unpack
+  sub, byte, rep, find, match, format = string.sub, string.byte, string.rep, string.find, string.match, string.format
+  concat, floor, ceil, min, max = table.concat, math.floor, math.ceil, math.min, math.max
+end
+
+-- Registers a function of the library: callback(keys, args). reads_only: it may run on a replica and never writes.
+local function register(name, callback, reads_only)
+  redis.register_function({
+    function_name = name,
+    flags = reads_only and { 'no-writes' } or {},
+    callback = function(keys, args)
+      if not pack then fetch_libraries() end
+      return callback(keys, args)
+    end,
+  })
+end
+
 -- Errors end a call before its first write. The first word says what it is; engine/shard.py maps it.
 local function fail(word, detail) error({ err = word .. ' ' .. detail }) end
 local function corrupt(detail) fail('CORRUPT', detail) end
@@ -11,7 +33,7 @@ local function is_count(n) return n % 1 == 0 and n <= MAX_AMOUNT and n >= 0 end
 -- another type with an error.
 local function read_fields(key, fields, count, found)
   for from = 1, count, CHUNK do
-    local values = redis.call('HMGET', key, unpack(fields, from, math.min(from + CHUNK - 1, count)))
+    local values = redis.call('HMGET', key, unpack(fields, from, min(from + CHUNK - 1, count)))
     for j = 1, #values do
       local value = values[j]
       if value then found[fields[from + j - 1]] = value end
@@ -22,6 +44,6 @@ end
 -- Calls a command whose arguments after its key are items[1..count]; chunks hold whole groups of items.
 local function call_in_chunks(command, key, items, count)
   for from = 1, count, CHUNK do
-    redis.call(command, key, unpack(items, from, math.min(from + CHUNK - 1, count)))
+    redis.call(command, key, unpack(items, from, min(from + CHUNK - 1, count)))
   end
 end

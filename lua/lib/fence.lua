@@ -6,8 +6,8 @@ local fences = {}
 -- nil on a replica.
 local function replication_id()
   local info = redis.call('INFO', 'replication')
-  if not string.find(info, 'role:master', 1, true) then return nil end
-  return string.match(info, 'master_replid:(%x+)')
+  if not find(info, 'role:master', 1, true) then return nil end
+  return match(info, 'master_replid:(%x+)')
 end
 
 -- max_backlog: records that the ledger may lack; max_outcomes: records that one idempotency generation may hold.

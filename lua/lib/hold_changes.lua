@@ -1,5 +1,9 @@
 -- What becomes of a hold. It ends once: by a final capture, a void, or its time; whichever is decided first wins.
 
+local capture, void, expire, raise_hold, approve
+
+do -- so that what only this file uses does not count against Lua's 200 locals
+
 -- Why a hold cannot be changed; nil if it can. An expired hold is over even if the sweeper is late.
 local function hold_refusal(h)
   if not h then return HOLD_NOT_FOUND end
@@ -41,7 +45,7 @@ local function post_capture(i, h, amount, final)
   return answer(i, POSTED, 0, debit, credit, amount)
 end
 
-local function capture(i)
+function capture(i)
   local h, amount = holds[references[i]], amounts[i]
   if not is_count(amount) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local status = hold_refusal(h)
@@ -63,7 +67,7 @@ local function release(i, kind, state)
   return answer(i, POSTED, 0, debit, credit, released)
 end
 
-local function void(i)
+function void(i)
   if amounts[i] ~= 0 then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local status = hold_refusal(holds[references[i]])
   if status then return refuse(i, status) end
@@ -71,7 +75,7 @@ local function void(i)
 end
 
 -- The sweeper's request. It is answered but not kept: a hold ends once, so a repetition is harmless.
-local function expire(i)
+function expire(i)
   if amounts[i] ~= 0 then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local h = holds[references[i]]
   if h and h.state == HOLD_STATE_OPEN then
@@ -82,7 +86,7 @@ local function expire(i)
 end
 
 -- Locks more, under the rules of a new hold.
-local function raise_hold(i)
+function raise_hold(i)
   local h, amount = holds[references[i]], amounts[i]
   if not (is_count(amount) and amount >= 1) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local status = hold_refusal(h)
@@ -111,7 +115,7 @@ end
 
 -- An operator's word that what a fraud rule stopped may go on: a transfer is posted, a hold may be captured from now
 -- on. Rejecting is a void.
-local function approve(i)
+function approve(i)
   if amounts[i] ~= 0 then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local h = holds[references[i]]
   local status = hold_refusal(h)
@@ -123,4 +127,6 @@ local function approve(i)
   journal(i, done_content(i, APPROVE_HOLD, debit, credit, 0), debit, nil)
   journal_hold(references[i], h, 0, 0)
   return answer(i, POSTED, 0, debit, credit, 0)
+end
+
 end

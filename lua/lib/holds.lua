@@ -8,7 +8,7 @@ local function unpack_hold(packed)
   if #packed ~= HOLD_SIZE then corrupt('hold: size') end
   local h = {}
   h.layout, h.state, h.purpose, h.review, h.debit, h.credit, h.remaining, h.captured, h.expires_at_ms =
-    struct.unpack(HOLD_FORMAT, packed)
+    unpack_from(HOLD_FORMAT, packed)
   if h.layout ~= LAYOUT_VERSION then corrupt('hold: layout') end
   if h.state > HOLD_STATE_EXPIRED then corrupt('hold: state') end
   if h.purpose < TRANSFER or h.purpose > WITHDRAWAL then corrupt('hold: purpose') end
@@ -20,7 +20,7 @@ local function unpack_hold(packed)
 end
 
 local function pack_hold(h)
-  return struct.pack(HOLD_FORMAT, LAYOUT_VERSION, h.state, h.purpose, h.review, h.debit, h.credit, h.remaining,
+  return pack(HOLD_FORMAT, LAYOUT_VERSION, h.state, h.purpose, h.review, h.debit, h.credit, h.remaining,
     h.captured, h.expires_at_ms)
 end
 

@@ -2,7 +2,7 @@
 local function check_outcome(m, packed)
   if #packed ~= IDEMPOTENCY_SIZE then corrupt('idempotency record: size') end
   local status, _, sequence, debit_available, credit_available, moved, replayed, kind, _, _, _, _, amount =
-    struct.unpack(IDEMPOTENCY_FORMAT, packed)
+    unpack_from(IDEMPOTENCY_FORMAT, packed)
   if not RECORDED[status] and status ~= LINKED_FAILED then corrupt('idempotency record: status') end
   if not is_count(sequence) or sequence > m.sequence or (status == POSTED and sequence < 1) then
     corrupt('idempotency record: sequence')

@@ -1,5 +1,5 @@
 -- The journal: a stream whose entry ids are '<last sequence>-0', so that it is addressable and cannot fork.
-local function journal_id(sequence) return string.format('%.0f-0', sequence) end
+local function journal_id(sequence) return format('%.0f-0', sequence) end
 
 -- The sequence of the journal's last entry. The persister's trim always leaves one, so XREVRANGE answers in
 -- the cost of that entry; only an empty stream needs XINFO.
@@ -14,7 +14,7 @@ local function journal_last_sequence(tag)
       if info[i] == 'last-generated-id' then id = info[i + 1] end
     end
   end
-  return tonumber(string.match(id, '^(%d+)-0$')) or corrupt('journal: id ' .. id)
+  return tonumber(match(id, '^(%d+)-0$')) or corrupt('journal: id ' .. id)
 end
 
 -- Ends the call if the journal is not of meta's history, or not a stream: called before any write that relies on it.
@@ -31,11 +31,11 @@ local EMPTY = {}
 local function journal_append(tag, m, count, now, records, details, origins, links, tiers)
   local first, last = m.sequence + 1, m.sequence + count
   if now < m.time_ms then now = m.time_ms end
-  local x, o = table.concat(details or EMPTY), table.concat(origins or EMPTY)
-  local l, t = table.concat(links or EMPTY), table.concat(tiers or EMPTY)
-  local place = struct.pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now, #x, #o, #l)
+  local x, o = concat(details or EMPTY), concat(origins or EMPTY)
+  local l, t = concat(links or EMPTY), concat(tiers or EMPTY)
+  local place = pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now, #x, #o, #l)
   local hash = redis.sha1hex(m.hash .. place .. records .. x .. o .. l .. t)
-  local header = struct.pack(ENTRY_HEADER_FORMAT, LAYOUT_VERSION, m.epoch, first, last, now, m.hash, hash)
+  local header = pack(ENTRY_HEADER_FORMAT, LAYOUT_VERSION, m.epoch, first, last, now, m.hash, hash)
   local fields = { 'h', header, 'r', records }
   local n = 4
   local function add(name, part)

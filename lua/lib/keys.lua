@@ -8,7 +8,7 @@ local function holds_key(tag) return tag .. ':holds' end
 local function due_key(tag) return tag .. ':due' end
 local function tiers_key(tag) return tag .. ':tiers' end
 local function declined_key(tag) return tag .. ':declined' end
-local function idempotency_key(tag, generation) return string.format('%s:idem:%.0f', tag, generation) end
-local function resolved_key(tag, generation) return string.format('%s:resolved:%.0f', tag, generation) end
-local function refunded_key(tag, generation) return string.format('%s:refunded:%.0f', tag, generation) end
-local function attempts_key(tag, day) return string.format('%s:attempts:%.0f', tag, day) end
+local function idempotency_key(tag, generation) return format('%s:idem:%.0f', tag, generation) end
+local function resolved_key(tag, generation) return format('%s:resolved:%.0f', tag, generation) end
+local function refunded_key(tag, generation) return format('%s:refunded:%.0f', tag, generation) end
+local function attempts_key(tag, day) return format('%s:attempts:%.0f', tag, day) end

@@ -3,11 +3,11 @@ local function unpack_meta(packed)
   if #packed ~= META_SIZE then corrupt('meta: size') end
   local m, layout = {}, nil
   layout, m.deployment, m.key_fingerprint, m.epoch, m.sequence, m.hash, m.time_ms, m.persisted, m.generation,
-    m.generation_sequence = struct.unpack(META_FORMAT, packed)
+    m.generation_sequence = unpack_from(META_FORMAT, packed)
   if layout ~= LAYOUT_VERSION then corrupt('meta: layout') end
   if not is_count(m.epoch) or m.epoch < 1 then corrupt('meta: epoch') end
   if not is_count(m.sequence) then corrupt('meta: sequence') end
-  if #string.match(m.hash, '^%x*') ~= 40 then corrupt('meta: hash') end
+  if #match(m.hash, '^%x*') ~= 40 then corrupt('meta: hash') end
   if not is_count(m.time_ms) then corrupt('meta: time_ms') end
   if not is_count(m.persisted) or m.persisted > m.sequence then corrupt('meta: persisted') end
   if not is_count(m.generation) or m.generation < 1 then corrupt('meta: generation') end
@@ -18,7 +18,7 @@ local function unpack_meta(packed)
 end
 
 local function pack_meta(m)
-  return struct.pack(META_FORMAT, LAYOUT_VERSION, m.deployment, m.key_fingerprint, m.epoch, m.sequence, m.hash,
+  return pack(META_FORMAT, LAYOUT_VERSION, m.deployment, m.key_fingerprint, m.epoch, m.sequence, m.hash,
     m.time_ms, m.persisted, m.generation, m.generation_sequence)
 end
 
@@ -32,5 +32,5 @@ end
 -- journal_append.
 local function clock_ms()
   local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  return t[1] * 1000 + floor(t[2] / 1000)
 end

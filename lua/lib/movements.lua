@@ -53,7 +53,7 @@ local function reserve(i, debit, credit, amount, purpose, review, rule, expires_
 end
 
 local function decline(i, status, rule, used, retry_at_ms)
-  note_declined(i, string.byte(contents[i]), status, rule)
+  note_declined(i, byte(contents[i]), status, rule)
   return refuse(i, status, rule, used, retry_at_ms)
 end
 
@@ -63,6 +63,7 @@ local function move(i, kind)
   if not (amount >= 1 and amount <= MAX_AMOUNT and amount % 1 == 0) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local terms, limits, try = attachments[i], nil, nil
   if tier[debit] and tier[debit] ~= 0 then
+    if not special then begin_special() end
     limits = limits_of(tier[debit]) or corrupt('tier: missing')
     try = begin_attempt(debit, limits, terms)
   end
@@ -70,7 +71,7 @@ local function move(i, kind)
   if status then return decline(i, status) end
   local external = flags[debit] % 2 == FLAG_EXTERNAL
   if kind and has_flag(flags_of[i] or 0, BALANCING) and not external and available[debit] < amount then
-    amount = math.max(available[debit], 0)
+    amount = max(available[debit], 0)
   end
   local rule, review = 0, false
   if limits and amount > 0 then
@@ -86,7 +87,7 @@ local function move(i, kind)
   if debit_after < -MAX_AMOUNT or credit_after + locked[credit] > MAX_AMOUNT then return decline(i, BALANCE_OUT_OF_RANGE) end
   if review or kind == HOLD then
     if locked[debit] + amount > MAX_AMOUNT then return decline(i, BALANCE_OUT_OF_RANGE) end
-    status = reserve(i, debit, credit, amount, kind == HOLD and terms.purpose or string.byte(contents[i]),
+    status = reserve(i, debit, credit, amount, kind == HOLD and terms.purpose or byte(contents[i]),
       review and (kind == HOLD and REVIEW_HOLD or REVIEW_TRANSFER) or REVIEW_NONE, rule or 0,
       kind == HOLD and terms.expires_in_ms or 0)
     if limits and status ~= HOLD_EXISTS then count_usage(debit, limits, amount, not review and terms and terms.device) end

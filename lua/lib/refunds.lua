@@ -9,7 +9,7 @@ local function read_refunded(tag, m, transfer_ids, count)
   read_fields(refunded_key(tag, m.generation), transfer_ids, count, found)
   for id, packed in pairs(found) do
     if #packed ~= 8 then corrupt('refunded: size') end
-    local total = struct.unpack('<d', packed)
+    local total = unpack_from('<d', packed)
     if not is_count(total) then corrupt('refunded: total') end
     refunded[id] = { total = total }
   end
@@ -20,31 +20,31 @@ local function write_refunded(tag, m)
   for id, r in pairs(refunded) do
     if r.changed then
       changes[#changes + 1] = id
-      changes[#changes + 1] = struct.pack('<d', r.total)
+      changes[#changes + 1] = pack('<d', r.total)
     end
   end
   call_in_chunks('HSET', refunded_key(tag, m.generation), changes, #changes)
 end
 
 -- The hold's id in the kept outcome of a request that refers to one.
-local function reference_of(outcome) return string.sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 20) end
+local function reference_of(outcome) return sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 20) end
 
 local function is_capture(outcome)
-  local kind = string.byte(outcome, ANSWER_SIZE + 1)
+  local kind = byte(outcome, ANSWER_SIZE + 1)
   return kind == CAPTURE or kind == APPROVE_HOLD
 end
 
 -- The wallets that the request of a kept outcome named.
 local function wallets_in(outcome)
-  return { debit = string.sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 12),
-    credit = string.sub(outcome, ANSWER_SIZE + 13, ANSWER_SIZE + 20) }
+  return { debit = sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 12),
+    credit = sub(outcome, ANSWER_SIZE + 13, ANSWER_SIZE + 20) }
 end
 
 -- The transfer to refund: its purpose (a kind) and amount, or nil and the status that says why there is none.
 local function original_of(i)
   local old, claim = known[references[i]], attachments[i]
   if old then
-    local status, _, _, _, _, moved, _, kind = struct.unpack(IDEMPOTENCY_FORMAT, old)
+    local status, _, _, _, _, moved, _, kind = unpack_from(IDEMPOTENCY_FORMAT, old)
     local h = is_capture(old) and moved > 0 and holds[reference_of(old)]
     if status == POSTED and h then return h.purpose, moved end
     if status == POSTED and kind <= WITHDRAWAL then return kind, moved end
@@ -68,7 +68,7 @@ end
 local function set_debt_aside(slot)
   local limits = tier[slot] ~= 0 and limits_of(tier[slot])
   if limits and limits.debt_first == 0 then
-    usage[slot].debt = math.max(0, -(available[slot] + overdraft[slot]))
+    usage[slot].debt = max(0, -(available[slot] + overdraft[slot]))
   end
 end
 
@@ -97,6 +97,6 @@ local function refund(i, kind)
   refunded[id] = { total = so_far + amount, changed = true }
   journal(i, done_content(i, kind, debit, credit, amount), debit, credit)
   links = links or {}
-  links[#links + 1] = struct.pack(LINK_FORMAT, meta.sequence + accepted, id, 0, 0, 0, 0, so_far + amount, 0, 0, 0)
+  links[#links + 1] = pack(LINK_FORMAT, meta.sequence + accepted, id, 0, 0, 0, 0, so_far + amount, 0, 0, 0)
   return answer(i, POSTED, 0, debit, credit, amount)
 end

@@ -18,7 +18,7 @@ end
 function limits_of(number)
   local limits = tiers[number]
   if limits == nil then
-    local packed = redis.call('HGET', tiers_key(shard_tag), struct.pack('<H', number))
+    local packed = redis.call('HGET', tiers_key(shard_tag), pack('<H', number))
     if packed and #packed ~= TIER_LIMITS_SIZE then corrupt('tier: size') end
     limits = packed and unpack_limits(packed, corrupt) or false
     tiers[number] = limits
@@ -30,7 +30,7 @@ local function unpack_known(packed)
   if #packed % KNOWN_DEVICE_SIZE ~= 0 or #packed > KNOWN_DEVICES * KNOWN_DEVICE_SIZE then corrupt('known: size') end
   local list = {}
   for at = 1, #packed, KNOWN_DEVICE_SIZE do
-    local device, since_ms = struct.unpack(KNOWN_DEVICE_FORMAT, packed, at)
+    local device, since_ms = unpack_from(KNOWN_DEVICE_FORMAT, packed, at)
     if not is_count(since_ms) then corrupt('known: since_ms') end
     list[#list + 1] = { device = device, since_ms = since_ms }
   end
@@ -42,7 +42,7 @@ local function read_known_devices(slots)
   local keys, missing, prefix = {}, {}, known_prefix(shard_tag)
   for n = 1, #slots do keys[n] = prefix .. wallet_ids[slots[n]] end
   for from = 1, #keys, CHUNK do
-    local found = redis.call('MGET', unpack(keys, from, math.min(from + CHUNK - 1, #keys)))
+    local found = redis.call('MGET', unpack(keys, from, min(from + CHUNK - 1, #keys)))
     for j = 1, #found do
       local n = from + j - 1
       if not found[j] then missing[#missing + 1] = keys[n] end
@@ -52,25 +52,25 @@ local function read_known_devices(slots)
   check_missing(missing, #missing, 'known')
 end
 
-local function attempts_field(kind, digest, window_ms) return kind .. digest .. struct.pack('<d', window_ms) end
+local function attempts_field(kind, digest, window_ms) return kind .. digest .. pack('<d', window_ms) end
 
 -- Reads the counters of attempts under fields: those of today, and of yesterday where today has none yet.
 local function read_attempts(fields)
-  local day = math.floor(now_ms / DAY_MS)
+  local day = floor(now_ms / DAY_MS)
   local found = {}
   for n = 1, #fields do attempts[fields[n]] = false end
   read_fields(attempts_key(shard_tag, day - 1), fields, #fields, found)
   for field in pairs(found) do
-    if string.sub(field, 1, 1) == 'w' then found[field] = nil end -- wallets are counted by the day
+    if sub(field, 1, 1) == 'w' then found[field] = nil end -- wallets are counted by the day
   end
   read_fields(attempts_key(shard_tag, day), fields, #fields, found)
   for field, packed in pairs(found) do
     local a = { packed = packed }
-    if string.sub(field, 1, 1) == 'w' then
+    if sub(field, 1, 1) == 'w' then
       if #packed % 8 ~= 0 or #packed > 8 * MAX_DEVICE_WALLETS then corrupt('attempts: size') end
     else
       if #packed ~= ATTEMPTS_SIZE then corrupt('attempts: size') end
-      a.window, a.before, a.count = struct.unpack(ATTEMPTS_FORMAT, packed)
+      a.window, a.before, a.count = unpack_from(ATTEMPTS_FORMAT, packed)
       if not (is_count(a.window) and is_count(a.before) and is_count(a.count)) then corrupt('attempts: count') end
     end
     attempts[field] = a
@@ -116,9 +116,9 @@ local function retry_time(window, window_ms, before, count, amount, limit)
   local room_left = limit - amount
   if room_left < 0 then return 0 end
   if count <= room_left then -- enough of the window before has to slide out
-    return math.ceil((window + math.max(0, 1 - (room_left - count) / math.max(before, 1))) * window_ms)
+    return ceil((window + max(0, 1 - (room_left - count) / max(before, 1))) * window_ms)
   end
-  return math.ceil((window + 1 + math.max(0, 1 - room_left / count)) * window_ms)
+  return ceil((window + 1 + max(0, 1 - room_left / count)) * window_ms)
 end
 
 -- Counts an attempt; returns how many there were before in the sliding window, and the counter.
@@ -127,7 +127,7 @@ local function count_attempt(kind, digest, window_ms)
   if attempts[field] == nil then read_attempts({ field }) end
   local a = attempts[field] or { window = 0, before = 0, count = 0 }
   attempts[field] = a
-  local window = math.floor(now_ms / window_ms)
+  local window = floor(now_ms / window_ms)
   if a.window ~= window then
     a.before = a.window == window - 1 and a.count or 0
     a.window, a.count = window, 0
@@ -144,7 +144,7 @@ local function count_device_wallet(device, id, limit)
   local a = attempts[field] or { packed = '' }
   attempts[field] = a
   for at = 1, #a.packed, 8 do
-    if string.sub(a.packed, at, at + 7) == id then return nil end
+    if sub(a.packed, at, at + 7) == id then return nil end
   end
   local used = #a.packed / 8
   if used < limit then a.packed, a.changed = a.packed .. id, true end
@@ -170,8 +170,8 @@ end
 -- The usage of a wallet, brought to this moment: counters of a day, hour or window that is over are moved or cleared.
 local function usage_now(slot, limits)
   local u = usage[slot]
-  local day, hour, window = math.floor(now_ms / DAY_MS), math.floor(now_ms / HOUR_MS),
-    math.floor(now_ms / limits.window_ms)
+  local day, hour, window = floor(now_ms / DAY_MS), floor(now_ms / HOUR_MS),
+    floor(now_ms / limits.window_ms)
   if u.day ~= day then u.day, u.day_count, u.day_amount = day, 0, 0 end
   if u.hour ~= hour then
     u.hour_before = u.hour == hour - 1 and u.hour_amount or 0
@@ -198,7 +198,7 @@ function broken_rule(slot, limits, try, amount, device)
   local u = usage_now(slot, limits)
   local rule, used, retry, reviewed
   local function breaks(number, was_used, at)
-    local review = math.floor(limits.review / 2 ^ number) % 2 == 1
+    local review = floor(limits.review / 2 ^ number) % 2 == 1
     if rule == nil or reviewed and not review then rule, used, retry, reviewed = number, was_used, at, review end
   end
   local tomorrow = (u.day + 1) * DAY_MS
@@ -212,25 +212,25 @@ function broken_rule(slot, limits, try, amount, device)
   if limits.window_count < MAX_AMOUNT then
     local count = estimate(u.window_before, u.window_count, now_ms / limits.window_ms - u.window)
     if count + 1 > limits.window_count then
-      breaks(RULE_WINDOW_COUNT, math.ceil(count),
+      breaks(RULE_WINDOW_COUNT, ceil(count),
         retry_time(u.window, limits.window_ms, u.window_before, u.window_count, 1, limits.window_count))
     end
   end
   if limits.hour_amount < MAX_AMOUNT then
     local sum = estimate(u.hour_before, u.hour_amount, now_ms / HOUR_MS - u.hour)
     if sum + amount > limits.hour_amount then
-      breaks(RULE_HOUR_AMOUNT, math.ceil(sum),
+      breaks(RULE_HOUR_AMOUNT, ceil(sum),
         retry_time(u.hour, HOUR_MS, u.hour_before, u.hour_amount, amount, limits.hour_amount))
     end
   end
   if try.device_used and try.device_used + 1 > limits.device_attempts then
     local a = try.device_counter
-    breaks(RULE_DEVICE_ATTEMPTS, math.ceil(try.device_used),
+    breaks(RULE_DEVICE_ATTEMPTS, ceil(try.device_used),
       retry_time(a.window, limits.attempts_window_ms, a.before, a.count, 1, limits.device_attempts))
   end
   if try.ip_used and try.ip_used + 1 > limits.ip_attempts then
     local a = try.ip_counter
-    breaks(RULE_IP_ATTEMPTS, math.ceil(try.ip_used),
+    breaks(RULE_IP_ATTEMPTS, ceil(try.ip_used),
       retry_time(a.window, limits.attempts_window_ms, a.before, a.count, 1, limits.ip_attempts))
   end
   if try.wallets_used and try.wallets_used >= limits.device_wallets then
@@ -269,27 +269,27 @@ local function write_known_devices()
   for slot in pairs(changed_devices) do
     local packed = {}
     for n, seen in ipairs(known_devices[slot]) do
-      packed[n] = struct.pack(KNOWN_DEVICE_FORMAT, seen.device, seen.since_ms)
+      packed[n] = pack(KNOWN_DEVICE_FORMAT, seen.device, seen.since_ms)
     end
     changes[#changes + 1] = known_prefix(shard_tag) .. wallet_ids[slot]
-    changes[#changes + 1] = table.concat(packed)
+    changes[#changes + 1] = concat(packed)
   end
-  for from = 1, #changes, CHUNK do redis.call('MSET', unpack(changes, from, math.min(from + CHUNK - 1, #changes))) end
+  for from = 1, #changes, CHUNK do redis.call('MSET', unpack(changes, from, min(from + CHUNK - 1, #changes))) end
 end
 
 -- A day's counters go by themselves when the next day is over.
 local function write_attempts()
-  local day, changes = math.floor(now_ms / DAY_MS), {}
+  local day, changes = floor(now_ms / DAY_MS), {}
   local key = attempts_key(shard_tag, day)
   for field, a in pairs(attempts) do
     if a.changed then
       changes[#changes + 1] = field
-      changes[#changes + 1] = a.window and struct.pack(ATTEMPTS_FORMAT, a.window, a.before, a.count) or a.packed
+      changes[#changes + 1] = a.window and pack(ATTEMPTS_FORMAT, a.window, a.before, a.count) or a.packed
     end
   end
   if #changes == 0 then return end
   call_in_chunks('HSET', key, changes, #changes)
-  redis.call('PEXPIREAT', key, string.format('%.0f', (day + 2) * DAY_MS))
+  redis.call('PEXPIREAT', key, format('%.0f', (day + 2) * DAY_MS))
 end
 
 function write_rules()

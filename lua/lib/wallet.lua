@@ -31,13 +31,13 @@ local function wallet_fault(layout, flag, level, available_minor, locked_minor, 
   corrupt('wallet')
 end
 
-local function is_currency(code) return string.find(code, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') ~= nil end
+local function is_currency(code) return find(code, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') ~= nil end
 
 -- The USAGE behind a wallet's record.
 local function unpack_usage(packed)
   local u = {}
   u.day, u.day_count, u.hour, u.window_before, u.window_count, u.window, u.day_amount, u.hour_before, u.hour_amount,
-    u.debt = struct.unpack(USAGE_FORMAT, packed, WALLET_SIZE + 1)
+    u.debt = unpack_from(USAGE_FORMAT, packed, WALLET_SIZE + 1)
   if not is_count(u.window) then corrupt('wallet: window') end
   if not is_count(u.day_amount) then corrupt('wallet: day_amount') end
   if not is_count(u.hour_before) then corrupt('wallet: hour_before') end
@@ -54,21 +54,22 @@ local function new_usage()
 end
 
 local function pack_wallet(slot)
-  local packed = struct.pack(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot],
+  local packed = pack(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot],
     locked[slot], version[slot], currency[slot], overdraft[slot])
   local u = usage[slot]
   if not u then return packed end
-  return packed .. struct.pack(USAGE_FORMAT, u.day, u.day_count, u.hour, u.window_before, u.window_count, u.window,
+  return packed .. pack(USAGE_FORMAT, u.day, u.day_count, u.hour, u.window_before, u.window_count, u.window,
     u.day_amount, u.hour_before, u.hour_amount, u.debt)
 end
 
 -- Adds key and packed wallet of each of slots[1..count] to the arguments of an MSET, from position n on.
 local function add_packed_wallets(arguments, n, slots, count)
-  local pack_record = struct.pack
+  local flags, tier, available, locked, version = flags, tier, available, locked, version
+  local currency, overdraft, usage, keys, pack = currency, overdraft, usage, wallet_keys, pack
   for i = 1, count do
     local slot = slots[i]
-    arguments[n + 1] = wallet_keys[slot]
-    arguments[n + 2] = usage[slot] and pack_wallet(slot) or pack_record(WALLET_FORMAT, LAYOUT_VERSION, flags[slot],
+    arguments[n + 1] = keys[slot]
+    arguments[n + 2] = usage[slot] and pack_wallet(slot) or pack(WALLET_FORMAT, LAYOUT_VERSION, flags[slot],
       tier[slot], available[slot], locked[slot], version[slot], currency[slot], overdraft[slot])
     n = n + 2
   end
@@ -78,7 +79,7 @@ end
 -- MGET answers nil for a key of another type too, which a write would overwrite: so what is missing must not exist.
 local function check_missing(keys, count, what)
   for from = 1, count, CHUNK do
-    if redis.call('EXISTS', unpack(keys, from, math.min(from + CHUNK - 1, count))) > 0 then
+    if redis.call('EXISTS', unpack(keys, from, min(from + CHUNK - 1, count))) > 0 then
       corrupt(what .. ': not a string')
     end
   end
@@ -89,16 +90,16 @@ end
 local function read_wallets()
   local flags, tier, available, locked, version = flags, tier, available, locked, version
   local currency, overdraft, usage, keys = currency, overdraft, usage, wallet_keys
-  local unpack_record, valid_currencies, missing, n = struct.unpack, {}, {}, 0
+  local unpack_from, valid_currencies, missing, n = unpack_from, {}, {}, 0
   for from = 1, wallet_count, CHUNK do
-    local to = math.min(from + CHUNK - 1, wallet_count)
+    local to = min(from + CHUNK - 1, wallet_count)
     local found = redis.call('MGET', unpack(keys, from, to))
     for slot = from, to do
       local packed = found[slot - from + 1]
       if packed then
         local size = #packed
         if size ~= WALLET_SIZE and size ~= WALLET_AND_USAGE_SIZE then corrupt('wallet: size') end
-        local layout, flag, level, a, l, v, code, o = unpack_record(WALLET_FORMAT, packed)
+        local layout, flag, level, a, l, v, code, o = unpack_from(WALLET_FORMAT, packed)
         if layout ~= LAYOUT_VERSION or flag > FLAG_EXTERNAL and (flag > ALL_WALLET_FLAGS or flag % 2 == 1)
             or (level ~= 0) ~= (size > WALLET_SIZE)
             or not (a % 1 == 0 and a <= MAX_AMOUNT and a >= -MAX_AMOUNT

@@ -1,6 +1,10 @@
 -- The life of a wallet, and the limits of tiers. Each is in force from the next request on.
 
-local function open_wallet(i)
+local open_wallet, change_wallet, set_tier_limits, write_tiers
+
+do -- so that what only this file uses does not count against Lua's 200 locals
+
+function open_wallet(i)
   local slot, amount, external = debits[i], amounts[i], has_flag(flags_of[i] or 0, EXTERNAL)
   if not is_count(amount) or external and amount > MAX_EXPONENT then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   if version[slot] then return refuse(i, WALLET_EXISTS) end
@@ -49,7 +53,7 @@ local function value_in_range(kind, value)
   return is_count(value) and (kind ~= SET_TIER or value <= MAX_TIER)
 end
 
-local function change_wallet(i, kind)
+function change_wallet(i, kind)
   local slot, value = debits[i], amounts[i]
   if not value_in_range(kind, value) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   if not version[slot] or flags[slot] % 2 == FLAG_EXTERNAL then return refuse(i, DEBIT_WALLET_NOT_FOUND) end
@@ -60,24 +64,26 @@ local function change_wallet(i, kind)
   return answer(i, POSTED, 0, slot, nil, 0)
 end
 
-local function set_tier_limits(i)
+function set_tier_limits(i)
   local number, limits = amounts[i], attachments[i]
   if not is_count(number) or number < 1 or number > MAX_TIER then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   limits.changed = true
   tiers[number] = limits
   journal(i, contents[i], nil, nil)
   tier_changes = tier_changes or {}
-  tier_changes[#tier_changes + 1] = struct.pack('<dd', meta.sequence + accepted, number) .. limits.packed
+  tier_changes[#tier_changes + 1] = pack('<dd', meta.sequence + accepted, number) .. limits.packed
   return answer(i, POSTED, 0, nil, nil, 0)
 end
 
-local function write_tiers(tag)
+function write_tiers(tag)
   local changes = {}
   for number, limits in pairs(tiers) do
     if limits and limits.changed then
-      changes[#changes + 1] = struct.pack('<H', number)
+      changes[#changes + 1] = pack('<H', number)
       changes[#changes + 1] = limits.packed
     end
   end
   call_in_chunks('HSET', tiers_key(tag), changes, #changes)
+end
+
 end
