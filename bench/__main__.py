@@ -41,9 +41,12 @@ def engine(
     prototype_directory: Annotated[
         Path | None, typer.Option("--prototype", help="The prototype to compare with, if it is there.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="An earlier commit of this checkout to compare with.")
+    ] = None,
     directory: Directory = None,
 ) -> None:
-    """How fast payments are decided: the ceiling of `post`, single calls, bulk calls, memory."""
+    """How fast payments are decided: the ceiling of `post` for several loads, single calls, bulk calls, memory."""
     try:
         beside = prototype.find(prototype_directory)
     except prototype.PrototypeError as error:
@@ -55,6 +58,7 @@ def engine(
         rounds=1 if quick else rounds,
         memory_items=2_000 if quick else engine_bench.MEMORY_ITEMS,
         prototype_directory=beside,
+        earlier_commit=against,
         directory=directory,
     )
     report("Engine", cases, as_json=as_json)

@@ -1,123 +1,169 @@
-"""The oracle: the rules of a shard in plain Python dicts, written from the design and not from the Lua code.
+"""The oracle: the rules of a shard in plain Python, written from the documents and not from the Lua code.
 
-It knows nothing of layouts, batches or servers. decide() gives what a request must be answered with.
+It knows nothing of layouts, batches or servers. decide() gives what requests must be answered with. What a request is
+answered with the first time is in model_decisions.py; this file has what is told again, forgotten, or linked.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, assert_never
+from uuid import UUID
 
-from engine import OpenWallet, Transfer
+from engine import Hold, HoldChange, HoldState, OpenWallet, Refund, SetTierLimits, Transfer, WalletChange
+from engine.domain.status import RECORDED, Status
+from tests.model_content import Expire, Request, content_of, difference
+from tests.model_decisions import Decision, Decisions
+from tests.model_state import Answer, Kept, ModelHold
 
-LIMIT = 2**53 - 1
-
-
-class Answer(NamedTuple):
-    status: str
-    replayed: bool
-    debit_available_minor: int
-    credit_available_minor: int
+GENERATIONS_KEPT = 2
 
 
-@dataclass
-class ModelWallet:
-    currency: str
-    overdraft_limit: int
-    external: bool
-    available: int = 0
-    version: int = 1
+class Asked(NamedTuple):
+    id: UUID
+    request: Request
 
 
-@dataclass
-class Model:
-    """wallets by id; answers by key: what was asked and answered under it."""
+class Model(Decisions):
+    """A shard that starts empty."""
 
-    wallets: dict[int, ModelWallet] = field(default_factory=dict)
-    answers: dict[str, tuple[Transfer | OpenWallet, Answer]] = field(default_factory=dict)
-    sequence: int = 0
+    def decide(self, batch: Sequence[Asked], clock_ms: int) -> list[Answer]:
+        """The answers to requests that come in this order. clock_ms: the server's, which may have been set back."""
+        self._now_ms = max(clock_ms, self.state.time_ms)
+        answers: list[Answer] = []
+        for chain in _chains(batch):
+            answers += self._chain(chain) if len(chain) > 1 or _linked(chain[-1]) else [self._alone(chain[0])]
+        return answers
 
-    def decide(self, request: Transfer | OpenWallet) -> Answer:
-        key = _key_of(request)
-        if key in self.answers:
-            asked, answer = self.answers[key]
-            difference = _difference(asked, request)
-            if difference:
-                return Answer(f"EXISTS_WITH_DIFFERENT_{difference}", False, 0, 0)
-            return answer._replace(replayed=True)
-        status = self._open(request) if isinstance(request, OpenWallet) else self._move(request)
-        answer = Answer(status, False, *self._after(request))
-        if not status.endswith("NOT_FOUND"):
-            self.answers[key] = (request, answer)
-        return answer
+    def due(self, clock_ms: int) -> list[UUID]:
+        """The open holds whose time is over, the first due first."""
+        due = [
+            (hold.expires_at_ms, hold_id.bytes)
+            for hold_id, hold in self.open_holds().items()
+            if hold.expires_at_ms is not None and hold.expires_at_ms <= clock_ms
+        ]
+        return [UUID(bytes=hold_id) for _, hold_id in sorted(due)]
+
+    def open_holds(self) -> dict[UUID, ModelHold]:
+        return {hold_id: hold for hold_id, hold in self.state.holds.items() if hold.state is HoldState.OPEN}
+
+    def end_generation(self, clock_ms: int) -> None:
+        """What is older than the generation that ends now is forgotten."""
+        self.generation += 1
+        state, oldest = self.state, self.generation - GENERATIONS_KEPT + 1
+        self._now_ms = max(clock_ms, state.time_ms)
+        self._journalled()
+        state.kept = {id: kept for id, kept in state.kept.items() if kept.generation >= oldest}
+        state.holds = {
+            id: hold for id, hold in state.holds.items() if hold.state is HoldState.OPEN or hold.ended_in >= oldest
+        }
+        if not self._ledger:
+            state.moved = {id: moved for id, moved in state.moved.items() if id in state.kept}
+            state.refunded = {id: total for id, total in state.refunded.items() if total[1] >= oldest}
 
     def conservation(self) -> dict[str, int]:
-        """Per currency the sum of all balances: it must be zero."""
+        """Per currency the sum of what all wallets own: it must be zero."""
         sums: dict[str, int] = {}
-        for wallet in self.wallets.values():
-            sums[wallet.currency] = sums.get(wallet.currency, 0) + wallet.available
+        for wallet in self.state.wallets.values():
+            sums[wallet.currency] = sums.get(wallet.currency, 0) + wallet.available + wallet.locked
         return sums
 
-    def _open(self, request: OpenWallet) -> str:
-        if request.wallet_id in self.wallets:
-            return "WALLET_EXISTS"
-        external = request.wallet_id < 0
-        self.wallets[request.wallet_id] = ModelWallet(request.currency, request.overdraft_limit_minor, external)
-        self.sequence += 1
-        return "POSTED"
+    # Chains and replays
 
-    def _move(self, request: Transfer) -> str:
-        if request.debit == request.credit:
-            return "SAME_WALLET"
-        debit, credit = self.wallets.get(request.debit), self.wallets.get(request.credit)
-        if debit is None:
-            return "DEBIT_WALLET_NOT_FOUND"
-        if credit is None:
-            return "CREDIT_WALLET_NOT_FOUND"
-        if debit.currency != credit.currency or request.currency not in (None, debit.currency):
-            return "CURRENCY_MISMATCH"
-        if not debit.external and request.amount_minor > debit.available + debit.overdraft_limit:
-            return "INSUFFICIENT_FUNDS"
-        if debit.available - request.amount_minor < -LIMIT or credit.available + request.amount_minor > LIMIT:
-            return "BALANCE_OUT_OF_RANGE"
-        for wallet, change in ((debit, -request.amount_minor), (credit, request.amount_minor)):
-            wallet.available += change
-            wallet.version += 1
-        self.sequence += 1
-        return "POSTED"
+    def _alone(self, asked: Asked) -> Answer:
+        content = content_of(asked.request)
+        if asked.id in self.state.kept:
+            return self._again(asked.id, content)
+        answer = self._answer(asked, self._decide(asked.id, asked.request, in_chain=False))
+        if answer.status in RECORDED:
+            self._keep(asked.id, content, answer)
+        return answer
 
-    def _after(self, request: Transfer | OpenWallet) -> tuple[int, int]:
-        sides = (request.wallet_id, 0) if isinstance(request, OpenWallet) else (request.debit, request.credit)
-        debit, credit = (self.wallets.get(side) for side in sides)
-        return (debit.available if debit else 0, credit.available if credit else 0)
+    def _again(self, id: UUID, content: dict[str, object]) -> Answer:
+        kept = self.state.kept[id]
+        other = difference(kept.content, content)
+        return Answer(other, self.state.sequence) if other else kept.answer._replace(replayed=True)
+
+    def _keep(self, id: UUID, content: dict[str, object], answer: Answer) -> None:
+        self.state.kept[id] = Kept(content, answer, self.generation)
+
+    def _chain(self, chain: list[Asked]) -> list[Answer]:
+        """All of it happens, or none; attempts stay counted."""
+        if _linked(chain[-1]):
+            return [Answer("LINKED_FAILED", 0)] * (len(chain) - 1) + [Answer("LINKED_CHAIN_OPEN", 0)]
+        members = tuple((asked.id, *content_of(asked.request).items()) for asked in chain)
+        contents = [content_of(asked.request) | {"CHAIN": members} for asked in chain]
+        known = [at for at, asked in enumerate(chain) if asked.id in self.state.kept]
+        if len(known) == len(chain):
+            return [self._again(asked.id, content) for asked, content in zip(chain, contents, strict=True)]
+        if known:
+            culprit = known[0]
+            return self._failed(chain, culprit, self._again(chain[culprit].id, contents[culprit]))
+        before, answers = self.state.copy(), []
+        for at, asked in enumerate(chain):
+            decision = self._decide(asked.id, asked.request, in_chain=True)
+            if decision.status != Status.POSTED:
+                self.state = before
+                return self._failed(chain, at, self._answer(asked, decision), contents)
+            answers.append(self._answer(asked, decision))
+            self._keep(asked.id, contents[at], answers[at])
+        return answers
+
+    def _failed(
+        self, chain: list[Asked], culprit: int, answer: Answer, contents: list[dict[str, object]] | None = None
+    ) -> list[Answer]:
+        """contents: given if a refusal that is kept makes the whole chain be kept."""
+        answers = [self._answer(asked, Decision("LINKED_FAILED")) for asked in chain]
+        answers[culprit] = answer
+        if contents and answer.status in RECORDED:
+            for asked, content, one in zip(chain, contents, answers, strict=True):
+                self._keep(asked.id, content, one)
+        return answers
+
+    def _answer(self, asked: Asked, decision: Decision) -> Answer:
+        """The decision with what the wallets have now."""
+        debit, credit = (self.state.wallets.get(side) for side in self._sides(asked.request))
+        return Answer(
+            decision.status,
+            self.state.sequence,
+            False,
+            debit.available if debit else 0,
+            credit.available if credit and decision.status != Status.LIMIT_EXCEEDED else 0,
+            decision.amount,
+            decision.rule,
+            decision.used,
+            decision.retry_at_ms,
+        )
+
+    def _sides(self, request: Request) -> tuple[int, int]:
+        """The ids of the debit and the credit wallet; 0 for none."""
+        match request:
+            case Transfer() | Hold():
+                return request.debit, request.credit
+            case HoldChange() | Expire():
+                hold = self.state.holds.get(request.hold_id)
+                return (hold.debit, hold.credit) if hold else (0, 0)
+            case Refund():
+                moved = self.state.moved.get(request.transfer_id)
+                return (moved.credit, moved.debit) if moved else (0, 0)
+            case OpenWallet() | WalletChange():
+                return request.wallet_id, 0
+            case SetTierLimits():
+                return 0, 0
+        assert_never(request)
 
 
-def _key_of(request: Transfer | OpenWallet) -> str:
-    if isinstance(request, OpenWallet) and request.key is None:
-        return f"opening {request.wallet_id}"
-    assert request.key is not None
-    return f"key {request.key}"
+def _linked(asked: Asked) -> bool:
+    return bool(getattr(asked.request, "linked", False))
 
 
-def _difference(asked: Transfer | OpenWallet, request: Transfer | OpenWallet) -> str | None:
-    """The first field that differs, in the order in which differences are named."""
-    if isinstance(asked, OpenWallet) and isinstance(request, OpenWallet):
-        fields = [
-            ("KIND", asked.wallet_id < 0, request.wallet_id < 0),
-            ("WALLET", asked.wallet_id, request.wallet_id),
-            ("OWNER", asked.owner_id, request.owner_id),
-            ("OVERDRAFT_LIMIT", asked.overdraft_limit_minor, request.overdraft_limit_minor),
-            ("CURRENCY", asked.currency, request.currency),
-        ]
-    elif isinstance(asked, Transfer) and isinstance(request, Transfer):
-        fields = [
-            ("KIND", asked.kind, request.kind),
-            ("DEBIT", asked.debit, request.debit),
-            ("CREDIT", asked.credit, request.credit),
-            ("AMOUNT", asked.amount_minor, request.amount_minor),
-            ("CURRENCY", asked.currency, request.currency),
-            ("DETAILS", (asked.reference, asked.metadata), (request.reference, request.metadata)),
-        ]
-    else:
-        return "KIND"
-    return next((name for name, one, other in fields if one != other), None)
+def _chains(batch: Sequence[Asked]) -> Iterator[list[Asked]]:
+    """The requests as chains; most are of one."""
+    chain: list[Asked] = []
+    for asked in batch:
+        chain.append(asked)
+        if not _linked(asked):
+            yield chain
+            chain = []
+    if chain:
+        yield chain

@@ -12,22 +12,14 @@
 -- Errors   WIRE (a version not spoken here), INVALID (a request that no engine sends), FOREIGN (the shard of another
 --          deployment), CORRUPT (a damaged key); nothing was written
 
--- The slots of the wallets of what a request refers to, debit and credit; nil where that is not known.
-local function wallets_of(reference, is_transfer, claim, request_of_id)
-  local from = holds[reference]
-  if is_transfer then
-    local old = known[reference]
-    if old then
-      from = is_capture(old) and holds[reference_of(old)] or not is_capture(old) and wallets_in(old)
-    else
-      from = claim
-    end
-  end
+-- The slots of the wallets of what request i refers to, debit and credit; nil where that is not known.
+local function wallets_of(i, request_of_id)
+  local from = referred(i)
   if from then
     local prefix = wallet_prefix(shard_tag)
     return slot_of(prefix, from.debit), slot_of(prefix, from.credit)
   end
-  local made_by = request_of_id[reference]
+  local made_by = request_of_id[references[i]]
   if made_by then return debits[made_by], credits[made_by] end
 end
 
@@ -56,9 +48,8 @@ local function resolve_references()
   for i = 1, request_count do
     local reference, kind = references[i], kinds[i]
     if reference then
-      local backward = kind == REFUND or kind == CHARGEBACK
-      local from, to = wallets_of(reference, backward, attachments[i], request_of_id)
-      if backward then from, to = to, from end
+      local from, to = wallets_of(i, request_of_id)
+      if kind == REFUND or kind == CHARGEBACK then from, to = to, from end
       debits[i], credits[i] = from, to
     end
     if not request_of_id[ids[i]] then request_of_id[ids[i]] = i end
@@ -148,7 +139,7 @@ local function write(fence)
     write_rules()
   end
   if declined then
-    redis.call('XADD', declined_key(shard_tag), 'MAXLEN', '~', MAX_DECLINED_ENTRIES, '*', 'd', concat(declined))
+    redis.pcall('XADD', declined_key(shard_tag), 'MAXLEN', '~', MAX_DECLINED_ENTRIES, '*', 'd', concat(declined))
   end
 end
 

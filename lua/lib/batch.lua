@@ -15,17 +15,27 @@ local in_chain
 
 local NO_CURRENCY, NO_DIGEST, NO_ID = '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0'
 
+local SHAPES, unpack_limits, has_flag, begin_special, parse_requests
+
+do -- so that what only this file uses does not count against Lua's 200 locals
+
 local function unpack_terms(packed, position)
-  local t = {}
-  t.conditions, t.purpose, t.expect_version, t.min_available_after, t.expires_in_ms, t.device, t.ip =
+  local conditions, purpose, expect_version, min_available_after, expires_in_ms, device, ip =
     unpack_from(TERMS_FORMAT, packed, position)
-  if t.conditions > CONDITION_VERSION + CONDITION_MIN_AVAILABLE then invalid('terms: conditions') end
-  if not is_count(t.expect_version) then invalid('terms: expect_version') end
-  if not is_whole(t.min_available_after) then invalid('terms: min_available_after') end
-  if not is_count(t.expires_in_ms) or t.expires_in_ms > MAX_EXPIRY_MS then invalid('terms: expires_in_ms') end
-  if t.device == NO_DIGEST then t.device = nil end
-  if t.ip == NO_DIGEST then t.ip = nil end
-  return t
+  if conditions > 0 then
+    if conditions > CONDITION_VERSION + CONDITION_MIN_AVAILABLE then invalid('terms: conditions') end
+    if not is_count(expect_version) then invalid('terms: expect_version') end
+    if not is_whole(min_available_after) then invalid('terms: min_available_after') end
+  end
+  if expires_in_ms ~= 0 and not (is_count(expires_in_ms) and expires_in_ms <= MAX_EXPIRY_MS) then
+    invalid('terms: expires_in_ms')
+  end
+  return {
+    conditions = conditions, purpose = purpose, expect_version = expect_version,
+    min_available_after = min_available_after, expires_in_ms = expires_in_ms,
+    device = device ~= NO_DIGEST and device or nil, ip = ip ~= NO_DIGEST and ip or nil,
+    limits = nil, device_field = nil, ip_field = nil, wallets_field = nil, -- the rules' keys of them; see set_fields
+  }
 end
 
 local function unpack_claim(packed, position)
@@ -38,7 +48,7 @@ local function unpack_claim(packed, position)
 end
 
 -- Packed TIER_LIMITS as a table; fault says what is wrong with them.
-local function unpack_limits(packed, fault, position)
+function unpack_limits(packed, fault, position)
   local t = {}
   t.layout, t.debt_first, t.review, t.max_amount, t.day_amount, t.day_count, t.window_count, t.window_ms,
     t.hour_amount, t.attempts_window_ms, t.device_attempts, t.ip_attempts, t.device_wallets, t.new_device_amount,
@@ -49,6 +59,7 @@ local function unpack_limits(packed, fault, position)
   if t.debt_first > 1 then fault('tier: debt_first') end
   if t.layout ~= LAYOUT_VERSION then fault('tier: layout') end
   if t.window_ms < 1 or t.attempts_window_ms < 1 or t.attempts_window_ms > DAY_MS then fault('tier: window') end
+  t.attempts_window = pack('<d', t.attempts_window_ms)
   if t.device_wallets > MAX_DEVICE_WALLETS and t.device_wallets ~= MAX_AMOUNT then fault('tier: device_wallets') end
   return t
 end
@@ -65,45 +76,44 @@ local function unpack_attachment(number, packed, position)
   return limits
 end
 
--- What each kind besides the plain movements takes: whether debit and credit are wallets ('both', 'debit'), a reference
--- ('ref') or nothing ('none'), which flags it may have, and which attachment.
-local SHAPES = {
-  [TRANSFER] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
-  [TOP_UP] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
-  [PAYMENT] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
-  [WITHDRAWAL] = { 'both', LINKED + BALANCING, ATTACHMENT_TERMS },
-  [HOLD] = { 'both', LINKED, ATTACHMENT_TERMS, true },
-  [REFUND] = { 'ref', LINKED, ATTACHMENT_CLAIM },
-  [CHARGEBACK] = { 'ref', LINKED, ATTACHMENT_CLAIM },
-  [CAPTURE] = { 'ref', LINKED + FINAL },
-  [RAISE_HOLD] = { 'ref', LINKED },
-  [VOID] = { 'ref', LINKED },
-  [EXPIRE_HOLD] = { 'ref', 0 },
-  [APPROVE_HOLD] = { 'ref', LINKED },
-  [OPEN_WALLET] = { 'debit', LINKED + EXTERNAL },
-  [FREEZE] = { 'debit', LINKED },
-  [UNFREEZE] = { 'debit', LINKED },
-  [CLOSE_WALLET] = { 'debit', LINKED },
-  [SET_OVERDRAFT_LIMIT] = { 'debit', LINKED },
-  [SET_TIER] = { 'debit', LINKED },
-  [SET_TIER_LIMITS] = { 'none', LINKED, ATTACHMENT_TIER_LIMITS, true },
+-- Sets of flags that a kind may have.
+local NO_FLAGS = { [0] = true }
+local MAY_LINK = { [0] = true, [LINKED] = true }
+local MAY_BALANCE = { [0] = true, [LINKED] = true, [BALANCING] = true, [LINKED + BALANCING] = true }
+local MAY_BE_FINAL = { [0] = true, [LINKED] = true, [FINAL] = true, [LINKED + FINAL] = true }
+local MAY_BE_EXTERNAL = { [0] = true, [LINKED] = true, [EXTERNAL] = true, [LINKED + EXTERNAL] = true }
+
+-- What each kind takes: whether debit and credit are wallets ('both', 'debit'), a reference ('ref') or nothing ('none'),
+-- which flags it may have, which attachment, and whether it must have it.
+SHAPES = {
+  [TRANSFER] = { 'both', MAY_BALANCE, ATTACHMENT_TERMS },
+  [TOP_UP] = { 'both', MAY_BALANCE, ATTACHMENT_TERMS },
+  [PAYMENT] = { 'both', MAY_BALANCE, ATTACHMENT_TERMS },
+  [WITHDRAWAL] = { 'both', MAY_BALANCE, ATTACHMENT_TERMS },
+  [HOLD] = { 'both', MAY_LINK, ATTACHMENT_TERMS, true },
+  [REFUND] = { 'ref', MAY_LINK, ATTACHMENT_CLAIM },
+  [CHARGEBACK] = { 'ref', MAY_LINK, ATTACHMENT_CLAIM },
+  [CAPTURE] = { 'ref', MAY_BE_FINAL },
+  [RAISE_HOLD] = { 'ref', MAY_LINK },
+  [VOID] = { 'ref', MAY_LINK },
+  [EXPIRE_HOLD] = { 'ref', NO_FLAGS },
+  [APPROVE_HOLD] = { 'ref', MAY_LINK },
+  [OPEN_WALLET] = { 'debit', MAY_BE_EXTERNAL },
+  [FREEZE] = { 'debit', MAY_LINK },
+  [UNFREEZE] = { 'debit', MAY_LINK },
+  [CLOSE_WALLET] = { 'debit', MAY_LINK },
+  [SET_OVERDRAFT_LIMIT] = { 'debit', MAY_LINK },
+  [SET_TIER] = { 'debit', MAY_LINK },
+  [SET_TIER_LIMITS] = { 'none', MAY_LINK, ATTACHMENT_TIER_LIMITS, true },
 }
 
-local function has_flag(set, flag) return set % (2 * flag) >= flag end
-
--- Whether all bits of set are in allowed; both below 16.
-local function within(set, allowed)
-  for _, flag in ipairs({ LINKED, BALANCING, FINAL, EXTERNAL }) do
-    if has_flag(set, flag) and not has_flag(allowed, flag) then return false end
-  end
-  return set < 16
-end
+function has_flag(set, flag) return set % (2 * flag) >= flag end
 
 -- What only few batches have. Until then its tables are one that stays empty: making tables is most of what a batch of
 -- one costs.
 local NONE = {}
 
-local function begin_special()
+function begin_special()
   special = true
   kinds, flags_of, detail_starts, references, attachments, linked = {}, {}, {}, {}, {}, {}
 end
@@ -112,12 +122,14 @@ end
 local function parse_special(i, prefix, kind, flag, debit, credit, currency, attachment, packed, position)
   local shape = SHAPES[kind]
   if not shape then invalid('request: kind') end
-  if not within(flag, shape[2]) then invalid('request: flags') end
+  if not shape[2][flag] then invalid('request: flags') end
   local names = shape[1]
   if not special then begin_special() end
   kinds[i] = kind
-  if flag ~= 0 then flags_of[i] = flag end
-  if has_flag(flag, LINKED) then linked[i] = true end
+  if flag ~= 0 then
+    flags_of[i] = flag
+    if has_flag(flag, LINKED) then linked[i] = true end
+  end
   if names == 'both' then
     debits[i], credits[i] = slot_of(prefix, debit), slot_of(prefix, credit)
   elseif names == 'debit' then
@@ -139,7 +151,7 @@ local function parse_special(i, prefix, kind, flag, debit, credit, currency, att
 end
 
 -- Phase 1: the batch as tables; wallets get slot numbers in the order they appear.
-local function parse_requests(tag, requests, packed_details, packed_attachments)
+function parse_requests(tag, requests, packed_details, packed_attachments)
   local count = #requests / REQUEST_SIZE
   if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then invalid('requests: size') end
   new_wallets()
@@ -171,6 +183,8 @@ local function parse_requests(tag, requests, packed_details, packed_attachments)
   end
   if details_bytes ~= #packed_details then invalid('details: size') end
   if attached_bytes ~= #packed_attachments then invalid('attachments: size') end
+end
+
 end
 
 -- What phase 2 fills.

@@ -16,25 +16,34 @@ local function wallet_tables()
   return { flags, tier, available, locked, version, currency, overdraft, dirty }
 end
 
+-- The wallets that request i may change. What it refers to may have been made in this batch, under an id that came
+-- before with other wallets.
+local function slots_of(i)
+  local from = references[i] and referred(i)
+  if from then return { slot_of_id[from.debit], slot_of_id[from.credit] } end
+  return { debits[i], credits[i] }
+end
+
 -- What the requests first..last may change, as it is now.
 local function snapshot(first, last)
-  local s = { slots = {}, holds = {}, refunded = {}, tiers = {} }
+  local s = { slots = {}, ids = {}, holds = {}, refunded = {}, tiers = {} }
   for i = first, last do
-    for _, slot in pairs({ debits[i], credits[i] }) do
+    for _, slot in pairs(slots_of(i)) do
       if not s.slots[slot] then
         local values, tables = {}, wallet_tables()
         for n = 1, #tables do values[n] = tables[n][slot] end
         s.slots[slot] = {
           values = values, usage = usage[slot] and copy_of(usage[slot]),
-          known = known_devices[slot] and { unpack(known_devices[slot]) },
+          known = known_devices[slot], known_changed = changed_devices[slot],
         }
       end
     end
     for _, id in pairs({ ids[i], references[i] }) do
-      s.holds[id] = holds[id] and copy_of(holds[id]) or false
-      s.refunded[id] = refunded[id] or false
+      s.ids[id] = true
+      s.holds[id] = holds[id] and copy_of(holds[id])
+      s.refunded[id] = refunded[id]
     end
-    if kinds[i] == SET_TIER_LIMITS then s.tiers[amounts[i]] = tiers[amounts[i]] or false end
+    if kinds[i] == SET_TIER_LIMITS and is_count(amounts[i]) then s.tiers[amounts[i]] = tiers[amounts[i]] or false end
   end
   s.accepted, s.record_parts, s.outcome_parts, s.dirty_count = accepted, record_parts, outcome_parts, dirty_count
   s.lists = { detail_items or {}, origins or {}, links or {}, tier_changes or {} }
@@ -50,10 +59,9 @@ local function restore(s, first, last)
   local tables = wallet_tables()
   for slot, was in pairs(s.slots) do
     for n = 1, #tables do tables[n][slot] = was.values[n] end
-    usage[slot], known_devices[slot] = was.usage, was.known
+    usage[slot], known_devices[slot], changed_devices[slot] = was.usage, was.known, was.known_changed
   end
-  for id, h in pairs(s.holds) do holds[id] = h end
-  for id, r in pairs(s.refunded) do refunded[id] = r or nil end
+  for id in pairs(s.ids) do holds[id], refunded[id] = s.holds[id], s.refunded[id] end
   for number, limits in pairs(s.tiers) do tiers[number] = limits or nil end
   cut(records, s.record_parts)
   cut(outcomes, s.outcome_parts)

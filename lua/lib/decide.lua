@@ -8,23 +8,21 @@ local function first_difference(old, content)
   local kind, flag, _, debit, credit, amount, code, digest, terms =
     unpack_from(CONTENT_FORMAT, sub(old, ANSWER_SIZE + 1))
   local kind2, flag2, _, debit2, credit2, amount2, code2, digest2, terms2 = unpack_from(CONTENT_FORMAT, content)
-  if kind ~= kind2 then return EXISTS_WITH_DIFFERENT_KIND end
-  if terms ~= terms2 and (is_of_chain(terms) or is_of_chain(terms2)) then return EXISTS_WITH_DIFFERENT_CHAIN end
-  if flag ~= flag2 then return EXISTS_WITH_DIFFERENT_KIND end
+  if kind ~= kind2 or flag - flag % 2 ~= flag2 - flag2 % 2 then return EXISTS_WITH_DIFFERENT_KIND end
+  if flag ~= flag2 or terms ~= terms2 and (is_of_chain(terms) or is_of_chain(terms2)) then -- LINKED is the odd flag
+    return EXISTS_WITH_DIFFERENT_CHAIN
+  end
   local names = SHAPES[kind] and SHAPES[kind][1]
-  if debit ~= debit2 or credit ~= credit2 then
-    if names == 'ref' then return EXISTS_WITH_DIFFERENT_REFERENCE end
-    if names == 'debit' then
-      return debit ~= debit2 and EXISTS_WITH_DIFFERENT_WALLET or EXISTS_WITH_DIFFERENT_OWNER
-    end
-    return debit ~= debit2 and EXISTS_WITH_DIFFERENT_DEBIT or EXISTS_WITH_DIFFERENT_CREDIT
-  end
-  if amount ~= amount2 then
-    return kind == OPEN_WALLET and EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT or EXISTS_WITH_DIFFERENT_AMOUNT
-  end
+  if names == 'both' and debit ~= debit2 then return EXISTS_WITH_DIFFERENT_DEBIT end
+  if names == 'both' and credit ~= credit2 then return EXISTS_WITH_DIFFERENT_CREDIT end
+  if names == 'ref' and (debit ~= debit2 or credit ~= credit2) then return EXISTS_WITH_DIFFERENT_REFERENCE end
+  if amount ~= amount2 and kind ~= OPEN_WALLET then return EXISTS_WITH_DIFFERENT_AMOUNT end
+  if debit ~= debit2 then return EXISTS_WITH_DIFFERENT_WALLET end
+  if credit ~= credit2 then return EXISTS_WITH_DIFFERENT_OWNER end
+  if amount ~= amount2 then return EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT end
   if code ~= code2 then return EXISTS_WITH_DIFFERENT_CURRENCY end
-  if digest ~= digest2 then return EXISTS_WITH_DIFFERENT_DETAILS end
-  return EXISTS_WITH_DIFFERENT_TERMS
+  if terms ~= terms2 then return EXISTS_WITH_DIFFERENT_TERMS end
+  return EXISTS_WITH_DIFFERENT_DETAILS
 end
 
 -- Answers a request whose id is known.

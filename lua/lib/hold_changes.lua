@@ -12,10 +12,14 @@ local function hold_refusal(h)
   if h.state == HOLD_STATE_EXPIRED or h.expires_at_ms > 0 and now_ms >= h.expires_at_ms then return HOLD_EXPIRED end
 end
 
--- A wallet that a hold names must be there: a hold without is damage.
+-- The wallets of the hold that a request refers to. Those that resolve_references found may be of another request
+-- with the hold's id, earlier in the batch. A hold without its wallets is damage.
 local function hold_wallets(i)
-  local debit, credit = debits[i], credits[i]
+  local h = holds[references[i]]
+  local debit, credit = slot_of_id[h.debit], slot_of_id[h.credit]
   if not version[debit] or not version[credit] then corrupt('hold: its wallet is missing') end
+  if debit == credit or currency[debit] ~= currency[credit] then corrupt('hold: its wallets do not go together') end
+  debits[i], credits[i] = debit, credit
   return debit, credit
 end
 
@@ -32,11 +36,14 @@ local function post_capture(i, h, amount, final)
     if status then return refuse(i, status) end
   end
   if amount > h.remaining then return refuse(i, EXCEEDS_HOLD) end
-  if available[credit] + amount + locked[credit] > MAX_AMOUNT then return refuse(i, BALANCE_OUT_OF_RANGE) end
+  if available[credit] + amount + locked[credit] > MAX_AMOUNT or h.captured + amount > MAX_AMOUNT then
+    return refuse(i, BALANCE_OUT_OF_RANGE)
+  end
   local left = h.remaining - amount
   local released = final and left or 0
   unlock(debit, amount + released)
   available[debit], available[credit] = available[debit] + released, available[credit] + amount
+  if usage[debit] then settle_debt(debit) end
   if usage[credit] then settle_debt(credit) end
   h.remaining, h.captured, h.review, h.changed = left - released, h.captured + amount, REVIEW_NONE, true
   if h.remaining == 0 then h.state = HOLD_STATE_CAPTURED end
@@ -61,6 +68,7 @@ local function release(i, kind, state)
   local released = h.remaining
   unlock(debit, released)
   available[debit] = available[debit] + released
+  if usage[debit] then settle_debt(debit) end
   h.state, h.remaining, h.changed = state, 0, true
   journal(i, done_content(i, kind, debit, credit, released), debit, nil)
   journal_hold(references[i], h, 0, released)
@@ -74,7 +82,7 @@ function void(i)
   return release(i, VOID, HOLD_STATE_VOIDED)
 end
 
--- The sweeper's request. It is answered but not kept: a hold ends once, so a repetition is harmless.
+-- The sweeper's request.
 function expire(i)
   if amounts[i] ~= 0 then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local h = holds[references[i]]
@@ -99,7 +107,8 @@ function raise_hold(i)
   end
   local limits = tier[debit] ~= 0 and (limits_of(tier[debit]) or corrupt('tier: missing')) or nil
   if limits then
-    local rule, used, retry_at_ms = broken_rule(debit, limits, begin_attempt(debit, limits, nil), amount, nil)
+    begin_attempt(debit, limits, nil)
+    local rule, used, retry_at_ms = broken_rule(debit, limits, amount, nil)
     if rule then return decline(i, LIMIT_EXCEEDED, rule, used, retry_at_ms) end
   end
   local external, debit_after = flags[debit] % 2 == FLAG_EXTERNAL, available[debit] - amount

@@ -12,7 +12,7 @@ local function check_outcome(m, packed)
   if not is_whole(moved) then corrupt('idempotency record: amount of the answer') end
   if replayed ~= 0 then corrupt('idempotency record: replayed') end
   if not KINDS[kind] then corrupt('idempotency record: kind') end
-  if not is_count(amount) then corrupt('idempotency record: amount') end
+  if not is_count(amount) and status ~= LINKED_FAILED then corrupt('idempotency record: amount') end
 end
 
 -- What was decided before under request_ids[1..count], in both generations: id -> packed IDEMPOTENCY.

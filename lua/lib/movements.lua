@@ -61,11 +61,12 @@ end
 local function move(i, kind)
   local debit, credit, amount = debits[i], credits[i], amounts[i]
   if not (amount >= 1 and amount <= MAX_AMOUNT and amount % 1 == 0) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
-  local terms, limits, try = attachments[i], nil, nil
+  if kind == HOLD and holds[ids[i]] then return refuse(i, HOLD_EXISTS) end
+  local terms, limits = attachments[i], nil
   if tier[debit] and tier[debit] ~= 0 then
     if not special then begin_special() end
     limits = limits_of(tier[debit]) or corrupt('tier: missing')
-    try = begin_attempt(debit, limits, terms)
+    begin_attempt(debit, limits, terms)
   end
   local status = wallets_refusal(debit, credit, currencies[i])
   if status then return decline(i, status) end
@@ -74,9 +75,9 @@ local function move(i, kind)
     amount = max(available[debit], 0)
   end
   local rule, review = 0, false
-  if limits and amount > 0 then
+  if limits then
     local used, retry_at_ms
-    rule, used, retry_at_ms, review = broken_rule(debit, limits, try, amount, terms and terms.device)
+    rule, used, retry_at_ms, review = broken_rule(debit, limits, amount, terms and terms.device)
     if rule and (not review or in_chain) then return decline(i, LIMIT_EXCEEDED, rule, used, retry_at_ms) end
   end
   local debit_after, credit_after = available[debit] - amount, available[credit] + amount

@@ -40,6 +40,17 @@ local function wallets_in(outcome)
     credit = sub(outcome, ANSWER_SIZE + 13, ANSWER_SIZE + 20) }
 end
 
+-- What request i refers to, as it is now: a hold, or the transfer to refund; debit and credit are ids of wallets. nil if
+-- it is not known.
+local function referred(i)
+  local reference, kind = references[i], kinds[i]
+  if kind ~= REFUND and kind ~= CHARGEBACK then return holds[reference] or nil end
+  local old = known[reference]
+  if not old then return attachments[i] end
+  if is_capture(old) then return holds[reference_of(old)] or nil end
+  return wallets_in(old)
+end
+
 -- The transfer to refund: its purpose (a kind) and amount, or nil and the status that says why there is none.
 local function original_of(i)
   local old, claim = known[references[i]], attachments[i]
@@ -55,12 +66,17 @@ local function original_of(i)
   return claim.kind, claim.amount
 end
 
--- How much of the transfer was refunded so far; nil if the ledger was read before the last refund that Redis forgot.
+-- Whether the ledger was read before the last refund that Redis forgot.
+local function is_ledger_behind(i)
+  local id, claim = references[i], attachments[i]
+  return claim and not known[id] and not refunded[id] and claim.as_of < meta.generation_sequence
+end
+
+-- How much of the transfer was refunded so far.
 local function refunded_so_far(i)
   local r, claim = refunded[references[i]], attachments[i]
   if r then return r.total end
   if known[references[i]] then return 0 end -- a refund is never forgotten before its transfer
-  if claim.as_of < meta.generation_sequence then return nil end
   return claim.refunded
 end
 
@@ -68,20 +84,21 @@ end
 local function set_debt_aside(slot)
   local limits = tier[slot] ~= 0 and limits_of(tier[slot])
   if limits and limits.debt_first == 0 then
-    usage[slot].debt = max(0, -(available[slot] + overdraft[slot]))
+    usage[slot].debt = max(usage[slot].debt, -(available[slot] + overdraft[slot]))
   end
 end
 
 local function refund(i, kind)
   local amount, id = amounts[i], references[i]
+  if is_ledger_behind(i) then return refuse(i, LEDGER_BEHIND) end
   if not is_count(amount) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local purpose, original = original_of(i)
   if not purpose then return refuse(i, original) end
   local forced = kind == CHARGEBACK
   if forced and purpose ~= TOP_UP then return refuse(i, NOT_REFUNDABLE) end
-  local so_far = refunded_so_far(i)
-  if not so_far then return refuse(i, LEDGER_BEHIND) end
-  local debit, credit = debits[i], credits[i]
+  local from, so_far = referred(i), refunded_so_far(i)
+  local debit, credit = slot_of_id[from.credit], slot_of_id[from.debit]
+  debits[i], credits[i] = debit, credit
   local status = wallets_refusal(debit, credit, nil, forced)
   if status then return refuse(i, status) end
   if amount == 0 then amount = original - so_far end

@@ -35,15 +35,19 @@ local function is_currency(code) return find(code, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z
 
 -- The USAGE behind a wallet's record.
 local function unpack_usage(packed)
-  local u = {}
-  u.day, u.day_count, u.hour, u.window_before, u.window_count, u.window, u.day_amount, u.hour_before, u.hour_amount,
-    u.debt = unpack_from(USAGE_FORMAT, packed, WALLET_SIZE + 1)
-  if not is_count(u.window) then corrupt('wallet: window') end
-  if not is_count(u.day_amount) then corrupt('wallet: day_amount') end
-  if not is_count(u.hour_before) then corrupt('wallet: hour_before') end
-  if not is_count(u.hour_amount) then corrupt('wallet: hour_amount') end
-  if not is_count(u.debt) then corrupt('wallet: debt') end
-  return u
+  local day, day_count, hour, window_before, window_count, window, day_amount, hour_before, hour_amount, debt =
+    unpack_from(USAGE_FORMAT, packed, WALLET_SIZE + 1)
+  if not (window % 1 == 0 and window >= 0 and window <= MAX_AMOUNT
+      and day_amount % 1 == 0 and day_amount >= 0 and day_amount <= MAX_AMOUNT
+      and hour_before % 1 == 0 and hour_before >= 0 and hour_before <= MAX_AMOUNT
+      and hour_amount % 1 == 0 and hour_amount >= 0 and hour_amount <= MAX_AMOUNT
+      and debt % 1 == 0 and debt >= 0 and debt <= MAX_AMOUNT) then
+    corrupt('wallet: usage')
+  end
+  return {
+    day = day, day_count = day_count, hour = hour, window_before = window_before, window_count = window_count,
+    window = window, day_amount = day_amount, hour_before = hour_before, hour_amount = hour_amount, debt = debt,
+  }
 end
 
 local function new_usage()

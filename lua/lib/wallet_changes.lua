@@ -30,7 +30,6 @@ local function set_frozen(slot, bits, on)
 end
 
 local function set_tier(slot, number)
-  if number ~= 0 and not limits_of(number) then return TIER_NOT_FOUND end
   tier[slot] = number
   if number == 0 then usage[slot] = nil else usage[slot] = usage[slot] or new_usage() end
 end
@@ -43,7 +42,10 @@ local CHANGES = {
     if available[slot] ~= 0 or locked[slot] ~= 0 then return WALLET_NOT_EMPTY end
     flags[slot] = with_flag(flags[slot], FLAG_CLOSED, true)
   end,
-  [SET_OVERDRAFT_LIMIT] = function(slot, value) overdraft[slot] = value end,
+  [SET_OVERDRAFT_LIMIT] = function(slot, value)
+    overdraft[slot] = value
+    if usage[slot] then settle_debt(slot) end
+  end,
   [SET_TIER] = set_tier,
 }
 
@@ -57,6 +59,7 @@ function change_wallet(i, kind)
   local slot, value = debits[i], amounts[i]
   if not value_in_range(kind, value) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   if not version[slot] or flags[slot] % 2 == FLAG_EXTERNAL then return refuse(i, DEBIT_WALLET_NOT_FOUND) end
+  if kind == SET_TIER and value ~= 0 and not limits_of(value) then return refuse(i, TIER_NOT_FOUND) end
   if has_flag(flags[slot], FLAG_CLOSED) then return refuse(i, WALLET_CLOSED) end
   local status = CHANGES[kind](slot, value)
   if status then return refuse(i, status) end
@@ -67,8 +70,9 @@ end
 function set_tier_limits(i)
   local number, limits = amounts[i], attachments[i]
   if not is_count(number) or number < 1 or number > MAX_TIER then return refuse(i, AMOUNT_OUT_OF_RANGE) end
+  limits_of(number) -- fails on a key of another type, as the write would
   limits.changed = true
-  tiers[number] = limits
+  tiers[number] = placed_in_time(limits)
   journal(i, contents[i], nil, nil)
   tier_changes = tier_changes or {}
   tier_changes[#tier_changes + 1] = pack('<dd', meta.sequence + accepted, number) .. limits.packed

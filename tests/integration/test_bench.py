@@ -62,8 +62,9 @@ def test_engine(fake_prototype: Path) -> None:
     ceilings = {"ceiling_1024", "ceiling_256", "ceiling_1024_random"}
     bulk = {"bulk_1024_by_1", "bulk_1024_by_2"}
     memory = {"memory_wallet", "memory_idempotency_record"}
-    assert cases.keys() == singles | ceilings | bulk | memory
-    for name in singles | ceilings | bulk:
+    loads = {"rules_256", "holds_1024", "chains_of_3", "retries_1024"}
+    assert cases.keys() == singles | ceilings | bulk | memory | loads
+    for name in singles | ceilings | bulk | loads:
         assert all(cases[name][field] for field in ("transfers_per_s", "p50_ms", "p99_ms", "batch"))
         assert cases[name]["ratio_to_ceiling"]
         assert cases[name]["durability"] == "accepted, appendfsync always"

@@ -65,6 +65,8 @@ async def test_a_first_payment(shard: ShardDriver) -> None:
             "locked_minor": 0,
             "version": 3,
             "overdraft_limit_minor": 50,
+            "flags": 0,
+            "tier": 0,
         }
         found = await engine.lookup(key="order-17")
         assert found == again

@@ -13,7 +13,7 @@ import pytest
 from engine.domain.ids import key_fingerprint
 from engine.domain.transfer import Kind
 from engine.errors import CorruptRecord, Fatal, HistoryMismatch, JournalGap, LedgerImbalance, ServerRefused
-from engine.wire import ENTRY_HEADER, HASHED_HEADER, JOURNAL_RECORD
+from engine.wire import ENTRY_HEADER, HASHED_HEADER, JOURNAL_RECORD, LAYOUT_VERSION
 from gateway.embedded import EmbeddedServers
 from persister import queries
 from persister.connection import connect
@@ -86,7 +86,7 @@ class TestLedger:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(applied) == [[], [], ["0001"]]
+        assert sorted(applied) == [[], [], ["0001", "0002"]]
 
     def test_a_database_without_the_schema_is_fatal(self, world: LedgerWorld) -> None:
         world.tamper("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
@@ -285,17 +285,18 @@ class TestStops:
         other = world.one("select available, version from wallet_balance where wallet_id = 2")
         record = dict.fromkeys((name for name, _ in JOURNAL_RECORD.fields), 0) | {
             "id": b"forged".ljust(16, b"\0"), "kind": Kind.PAYMENT, "debit": 1, "credit": 2, "amount": 7,
-            "currency": b"", "details_digest": b"",
+            "currency": b"", "details_digest": b"", "terms_digest": b"",
             "debit_available": row[0] - 7, "debit_version": row[1] + 1,
             "credit_available": other[0] + 7, "credit_version": other[1] + 1,
         }  # fmt: skip
         header = dict.fromkeys((name for name, _ in ENTRY_HEADER.fields), 1) | {
+            "layout": LAYOUT_VERSION,
             "first_sequence": meta["sequence"] + 1, "last_sequence": meta["sequence"] + 1,
             "time_ms": meta["time_ms"], "previous_hash": meta["hash"],
         }  # fmt: skip
         records = JOURNAL_RECORD.struct.pack(*(record | {k: v for k, v in changes.items() if k in record}).values())
         header |= {k: v for k, v in changes.items() if k in header}
-        place = HASHED_HEADER.struct.pack(*(header[name] for name, _ in HASHED_HEADER.fields))
+        place = HASHED_HEADER.struct.pack(*(header.get(name, 0) for name, _ in HASHED_HEADER.fields))
         rolled = world.redis.eval("return redis.sha1hex(ARGV[1])", 0, header["previous_hash"] + place + records)
         header["hash"] = b"f" * 40 if keep_hash else rolled
         fields = {b"h": ENTRY_HEADER.struct.pack(*header.values()), b"r": records}
@@ -327,7 +328,7 @@ class TestStops:
             ({"previous_hash": b"a" * 40}, JournalGap, "it follows the hash aaaa"),
             ({"keep_hash": True}, JournalGap, "it says ffff"),
             ({"first_sequence": 342, "last_sequence": 343}, CorruptRecord, "for 2 records"),
-            ({"layout": 2}, CorruptRecord, "layout 2"),
+            ({"layout": 1}, CorruptRecord, "layout 1"),
             ({"kind": 99}, CorruptRecord, "sequence 342: kind 99 is unknown"),
             ({"amount": 1.5}, CorruptRecord, "amount is 1.5"),
             ({"amount": float("nan")}, CorruptRecord, "amount is nan"),

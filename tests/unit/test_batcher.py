@@ -28,23 +28,29 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.flights: list[asyncio.Future[bytes]] = []
         self.sent: list[list[int]] = []
+        self.attached: list[tuple[bytes, bytes]] = []
         self.not_after_ms: list[int] = []
         self.batcher = Batcher(self._take, ServerClock(), **settings)
 
-    def _take(self, records: bytes, _: bytes, not_after_ms: int) -> asyncio.Future[bytes]:
+    def _take(self, records: bytes, details: bytes, attachments: bytes, not_after_ms: int) -> asyncio.Future[bytes]:
         ids = range(0, len(records), REQUEST.size)
+        self.attached.append((details, attachments))
         self.sent.append([int.from_bytes(records[at : at + 16], "big") for at in ids])
         self.not_after_ms.append(not_after_ms)
         self.flights.append(self.loop.create_future())
         return self.flights[-1]
 
-    def call(self, number: int, timeout_s: float = 5.0) -> asyncio.Future[bytes]:
-        return self.batcher.submit(record(number), b"", 1, self.loop.time() + timeout_s)
+    def call(
+        self, *numbers: int, timeout_s: float = 5.0, details: bytes = b"", attachments: bytes = b""
+    ) -> asyncio.Future[bytes]:
+        """One call with a request under each number."""
+        records = b"".join(map(record, numbers))
+        return self.batcher.submit(records, details, attachments, len(numbers), self.loop.time() + timeout_s)
 
     def answer(self, flight: int, *statuses: Status, replayed: int = 0, server_ms: float | None = None) -> None:
         now = self.loop.time() * 1000 if server_ms is None else server_ms
         statuses = statuses or (Status.POSTED,) * len(self.sent[flight])
-        answers = [ANSWER.struct.pack(NUMBER_OF[status], 1, 0, 0, replayed) for status in statuses]
+        answers = [ANSWER.struct.pack(NUMBER_OF[status], 0, 1, 0, 0, 0, replayed) for status in statuses]
         self.flights[flight].set_result(REPLY_HEADER.struct.pack(now) + b"".join(answers))
 
     async def sent_batches(self, count: int) -> None:
@@ -166,7 +172,7 @@ def test_a_batch_carries_its_shortest_deadline(runner: asyncio.Runner) -> None:
     async def scenario() -> None:
         server = Server()
         now = server.loop.time()
-        calls = [server.call(1, 5.0), server.call(2, 0.5), server.call(3, 9.0)]
+        calls = [server.call(number, timeout_s=timeout_s) for number, timeout_s in ((1, 5.0), (2, 0.5), (3, 9.0))]
         await server.sent_batches(1)
         assert server.not_after_ms[0] <= (now + 0.6) * 1000
         server.answer(0)
@@ -230,5 +236,59 @@ def test_drain_ends_with_the_last_call_and_not_with_the_last_flight(runner: asyn
             await call
         with pytest.raises(Unavailable, match="closed"):
             server.call(2)
+
+    runner.run(scenario())
+
+
+def test_what_comes_with_the_requests_keeps_their_order(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        server = Server()
+        calls = [
+            server.call(1, details=b"d1", attachments=b"a1"),
+            server.call(2),
+            server.call(3, 4, details=b"d3", attachments=b"a3a4"),
+            server.call(5, attachments=b"a5"),
+        ]
+        await server.sent_batches(1)
+        assert server.sent == [[1, 2, 3, 4, 5]]
+        assert server.attached == [(b"d1d3", b"a1a3a4a5")]
+        server.answer(0)
+        assert [len(await call) for call in calls] == [ANSWER.size * count for count in (1, 1, 2, 1)]
+
+    runner.run(scenario())
+
+
+def test_the_requests_of_a_call_never_part(runner: asyncio.Runner) -> None:
+    """A chain is one call: it waits for the next batch rather than be split."""
+
+    async def scenario() -> None:
+        server = Server(max_batch=5, depth=1)
+        calls = [server.call(1, 2, 3), server.call(4, 5, 6), server.call(7), server.call(8, 9)]
+        for flight, sent in enumerate(([1, 2, 3], [4, 5, 6, 7], [8, 9])):
+            await server.sent_batches(flight + 1)
+            assert server.sent[flight] == sent
+            server.answer(flight)
+        await asyncio.gather(*calls)
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_lost_chain_is_settled_only_by_answers_that_are_kept(runner: asyncio.Runner, kept: bool) -> None:
+    """LINKED_FAILED alone says nothing: it is kept if the refusal that caused it is."""
+
+    async def scenario() -> None:
+        server = Server()
+        call = server.call(1, 2, timeout_s=0.3)
+        await server.sent_batches(1)
+        server.flights[0].set_exception(NoReply())
+        await server.sent_batches(2)
+        if kept:
+            server.answer(1, Status.LINKED_FAILED, Status.INSUFFICIENT_FUNDS, replayed=1)
+            assert status_of(await call) == NUMBER_OF[Status.LINKED_FAILED]
+        else:
+            server.answer(1, Status.LINKED_FAILED, Status.CREDIT_WALLET_NOT_FOUND)
+            with pytest.raises(OutcomeUnknown):
+                await call
 
     runner.run(scenario())
