@@ -23,7 +23,7 @@ from engine.domain.status import STATUS_RULES
 from engine.domain.transfer import MAX_EXPIRY_MS, HoldState, Kind, RequestFlag, Review
 from engine.domain.wallet import FLAG_CLOSED, FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN, FLAG_EXTERNAL, MAX_TIER
 from engine.errors import LibraryMismatch
-from engine.wire import ACCEPTED_WIRE_VERSIONS, ATTACHMENTS, LAYOUT_VERSION, LAYOUTS, MAX_BATCH, USAGE, WALLET
+from engine.wire import ACCEPTED_WIRE_VERSIONS, ATTACHMENTS, ATTEMPTS, LAYOUT_VERSION, LAYOUTS, MAX_BATCH, TERMS, USAGE, WALLET
 
 LIBRARY_NAME = "hotledger"
 LIBRARY_VERSION = 2
@@ -103,8 +103,13 @@ def constants() -> dict[str, str]:
         found |= {f"{prefix}_{member.name}": member.value for member in names}
     found |= {f"ATTACHMENT_{layout.name}": number for number, layout in enumerate(ATTACHMENTS) if layout}
     found |= {f"{layout.name}_SIZE": layout.size for layout in LAYOUTS}
+    # A record in Lua is the list that unpacking gives; its fields are numbers there.
+    for layout in (USAGE, TERMS, ATTEMPTS):
+        found |= {f"{layout.name}_{name.upper()}": at for at, (name, _) in enumerate(layout.fields, 1)}
     literals = {name: str(value) for name, value in found.items()}
-    return literals | {f"{layout.name}_FORMAT": f"'{layout.lua_format}'" for layout in LAYOUTS}
+    formats = {f"{layout.name}_FORMAT": layout.lua_format for layout in LAYOUTS}
+    formats["WALLET_AND_USAGE_FORMAT"] = WALLET.lua_format + USAGE.lua_format.removeprefix("<")
+    return literals | {name: f"'{text}'" for name, text in formats.items()}
 
 
 def _with_constants(source: str) -> str:

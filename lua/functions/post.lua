@@ -12,21 +12,10 @@
 -- Errors   WIRE (a version not spoken here), INVALID (a request that no engine sends), FOREIGN (the shard of another
 --          deployment), CORRUPT (a damaged key); nothing was written
 
--- The slots of the wallets of what request i refers to, debit and credit; nil where that is not known.
-local function wallets_of(i, request_of_id)
-  local from = referred(i)
-  if from then
-    local prefix = wallet_prefix(shard_tag)
-    return slot_of(prefix, from.debit), slot_of(prefix, from.credit)
-  end
-  local made_by = request_of_id[references[i]]
-  if made_by then return debits[made_by], credits[made_by] end
-end
-
--- Phase 1, of requests that refer to a hold or a transfer: reads what they refer to, and gives them its wallets. What
--- is made in this very batch is not there yet, but its wallets are known.
+-- Phase 1, of requests that refer to a hold or a transfer: reads what they refer to, and sees to it that its wallets
+-- are read. What is made in this very batch is not there yet, but its wallets are those of another request.
 local function resolve_references()
-  local hold_ids, transfer_ids, request_of_id = {}, {}, {}
+  local hold_ids, transfer_ids, prefix = {}, {}, wallet_prefix(shard_tag)
   for i = 1, request_count do
     local reference, kind = references[i], kinds[i]
     if kind == HOLD then
@@ -46,13 +35,11 @@ local function resolve_references()
   end
   read_holds(shard_tag, meta, hold_ids, #hold_ids)
   for i = 1, request_count do
-    local reference, kind = references[i], kinds[i]
-    if reference then
-      local from, to = wallets_of(i, request_of_id)
-      if kind == REFUND or kind == CHARGEBACK then from, to = to, from end
-      debits[i], credits[i] = from, to
+    local from = references[i] and referred(i)
+    if from then
+      slot_of(prefix, from.debit)
+      slot_of(prefix, from.credit)
     end
-    if not request_of_id[ids[i]] then request_of_id[ids[i]] = i end
   end
 end
 

@@ -25,6 +25,13 @@ local function done_content(i, kind, debit, credit, amount)
     .. (credit and wallet_ids[credit] or NO_ID) .. pack('<d', amount) .. sub(content, 29)
 end
 
+local function journal_details(i)
+  local size = sizes[i]
+  detail_items = detail_items or {}
+  detail_items[#detail_items + 1] = pack(DETAILS_FORMAT, meta.sequence + accepted, size)
+    .. sub(details, detail_starts[i], detail_starts[i] + size - 1)
+end
+
 -- Journals request i. content: what was done; the wallets have their new balances already. debit, credit: slots, nil
 -- for a side that does not change.
 local function journal(i, content, debit, credit)
@@ -40,19 +47,20 @@ local function journal(i, content, debit, credit)
   records[record_parts + 3] = pack(AFTER_FORMAT, debit_available, debit_locked, debit_version,
     credit_available, credit_locked, credit_version)
   record_parts = record_parts + 3
-  local size = sizes[i]
-  if size then
-    detail_items = detail_items or {}
-    detail_items[#detail_items + 1] = pack(DETAILS_FORMAT, meta.sequence + accepted, size)
-      .. sub(details, detail_starts[i], detail_starts[i] + size - 1)
-  end
+  if sizes[i] then journal_details(i) end
+end
+
+-- The digests of device and IP in TERMS; nil or false for none.
+local function origin_of(terms)
+  if terms then return terms[TERMS_DEVICE], terms[TERMS_IP] end
 end
 
 local function journal_origin(terms)
-  if terms and (terms.device or terms.ip) then
+  local device, ip = origin_of(terms)
+  if device or ip then
     origins = origins or {}
     origins[#origins + 1] =
-      pack(ORIGIN_FORMAT, meta.sequence + accepted, terms.device or NO_DIGEST, terms.ip or NO_DIGEST)
+      pack(ORIGIN_FORMAT, meta.sequence + accepted, device or NO_DIGEST, ip or NO_DIGEST)
   end
 end
 
@@ -89,9 +97,34 @@ end
 
 -- For the side stream of refused movements.
 local function note_declined(i, kind, status, rule)
-  local debit, credit, terms = debits[i], credits[i], attachments[i]
+  local debit, credit, device, ip = debits[i], credits[i], origin_of(attachments[i])
   declined = declined or {}
   declined[#declined + 1] = pack(DECLINED_FORMAT, now_ms, ids[i], kind, status, rule or 0,
     debit and wallet_ids[debit] or NO_ID, credit and wallet_ids[credit] or NO_ID, amounts[i],
-    terms and terms.device or NO_DIGEST, terms and terms.ip or NO_DIGEST)
+    device or NO_DIGEST, ip or NO_DIGEST)
+end
+
+-- Journals and answers a movement: both wallets have their new balances already. The three steps of journal, touch and
+-- answer in one, because most of what is decided ends here.
+local function post_movement(i, content, debit, credit, amount)
+  local id, number, pack, available, locked, version = ids[i], record_parts, pack, available, locked, version
+  local debit_version, credit_version = version[debit] + 1, version[credit] + 1
+  local debit_available, credit_available = available[debit], available[credit]
+  accepted, record_parts = accepted + 1, number + 3
+  version[debit], version[credit] = debit_version, credit_version
+  if not dirty[debit] then
+    dirty_count = dirty_count + 1
+    dirty[debit], dirty_slots[dirty_count] = true, debit
+  end
+  if not dirty[credit] then
+    dirty_count = dirty_count + 1
+    dirty[credit], dirty_slots[dirty_count] = true, credit
+  end
+  records[number + 1], records[number + 2] = id, content
+  records[number + 3] = pack(AFTER_FORMAT, debit_available, locked[debit], debit_version,
+    credit_available, locked[credit], credit_version)
+  if sizes[i] then journal_details(i) end
+  local packed = pack(ANSWER_FORMAT, POSTED, 0, meta.sequence + accepted, debit_available, credit_available, amount, 0)
+  keep(i, packed)
+  return POSTED
 end

@@ -19,23 +19,21 @@ local SHAPES, unpack_limits, has_flag, begin_special, parse_requests
 
 do -- so that what only this file uses does not count against Lua's 200 locals
 
+-- TERMS as the list of its fields; no device and no ip are false.
 local function unpack_terms(packed, position)
-  local conditions, purpose, expect_version, min_available_after, expires_in_ms, device, ip =
-    unpack_from(TERMS_FORMAT, packed, position)
+  local t = { unpack_from(TERMS_FORMAT, packed, position) }
+  local conditions, expires_in_ms = t[TERMS_CONDITIONS], t[TERMS_EXPIRES_IN_MS]
   if conditions > 0 then
     if conditions > CONDITION_VERSION + CONDITION_MIN_AVAILABLE then invalid('terms: conditions') end
-    if not is_count(expect_version) then invalid('terms: expect_version') end
-    if not is_whole(min_available_after) then invalid('terms: min_available_after') end
+    if not is_count(t[TERMS_EXPECT_VERSION]) then invalid('terms: expect_version') end
+    if not is_whole(t[TERMS_MIN_AVAILABLE_AFTER]) then invalid('terms: min_available_after') end
   end
   if expires_in_ms ~= 0 and not (is_count(expires_in_ms) and expires_in_ms <= MAX_EXPIRY_MS) then
     invalid('terms: expires_in_ms')
   end
-  return {
-    conditions = conditions, purpose = purpose, expect_version = expect_version,
-    min_available_after = min_available_after, expires_in_ms = expires_in_ms,
-    device = device ~= NO_DIGEST and device or nil, ip = ip ~= NO_DIGEST and ip or nil,
-    limits = nil, device_field = nil, ip_field = nil, wallets_field = nil, -- the rules' keys of them; see set_fields
-  }
+  if t[TERMS_DEVICE] == NO_DIGEST then t[TERMS_DEVICE] = false end
+  if t[TERMS_IP] == NO_DIGEST then t[TERMS_IP] = false end
+  return t
 end
 
 local function unpack_claim(packed, position)
@@ -145,7 +143,7 @@ local function parse_special(i, prefix, kind, flag, debit, credit, currency, att
   local size = ATTACHMENT_SIZES[attachment]
   if attachment ~= shape[3] or #packed - position + 1 < size then invalid('request: attachment') end
   local a = unpack_attachment(attachment, packed, position)
-  if kind == HOLD and (a.purpose < TRANSFER or a.purpose > WITHDRAWAL) then invalid('terms: purpose') end
+  if kind == HOLD and (a[TERMS_PURPOSE] < TRANSFER or a[TERMS_PURPOSE] > WITHDRAWAL) then invalid('terms: purpose') end
   attachments[i] = a
   return size
 end

@@ -16,19 +16,12 @@ local function wallet_tables()
   return { flags, tier, available, locked, version, currency, overdraft, dirty }
 end
 
--- The wallets that request i may change. What it refers to may have been made in this batch, under an id that came
--- before with other wallets.
-local function slots_of(i)
-  local from = references[i] and referred(i)
-  if from then return { slot_of_id[from.debit], slot_of_id[from.credit] } end
-  return { debits[i], credits[i] }
-end
-
 -- What the requests first..last may change, as it is now.
 local function snapshot(first, last)
   local s = { slots = {}, ids = {}, holds = {}, refunded = {}, tiers = {} }
   for i = first, last do
-    for _, slot in pairs(slots_of(i)) do
+    if references[i] then refer(i) end -- what the chain itself makes has the wallets of the request that makes it
+    for _, slot in pairs({ debits[i], credits[i] }) do
       if not s.slots[slot] then
         local values, tables = {}, wallet_tables()
         for n = 1, #tables do values[n] = tables[n][slot] end
@@ -82,14 +75,15 @@ local function fail_chain(first, last, culprit, status, of_culprit)
   end
 end
 
--- Which of the chain's requests, if not all or none, was decided before: it was in another chain. Returns how many.
+-- How many of the chain's requests were decided before; and one of them, the first with another content if there is any:
+-- if that is not all or none, it was in another chain.
 local function decided_before(first, last)
   local count, one = 0, nil
   for i = first, last do
     local old = known[ids[i]]
     if old then
       count = count + 1
-      if not one or sub(old, ANSWER_SIZE + 1) ~= contents[i] then one = i end
+      if not one or sub(known[ids[one]], ANSWER_SIZE + 1) == contents[one] then one = i end
     end
   end
   return count, one

@@ -61,6 +61,7 @@ local DECIDERS = {
 local function decide_one(i)
   if known[ids[i]] then return replay(i) end
   local kind = kinds[i]
+  if references[i] then refer(i) end
   if accepted >= room then return refuse(i, LEDGER_BACKLOG) end
   if not kind then return move(i) end
   return DECIDERS[kind](i, kind)

@@ -12,14 +12,11 @@ local function hold_refusal(h)
   if h.state == HOLD_STATE_EXPIRED or h.expires_at_ms > 0 and now_ms >= h.expires_at_ms then return HOLD_EXPIRED end
 end
 
--- The wallets of the hold that a request refers to. Those that resolve_references found may be of another request
--- with the hold's id, earlier in the batch. A hold without its wallets is damage.
+-- The wallets of the hold that a request refers to. A hold without its wallets is damage.
 local function hold_wallets(i)
-  local h = holds[references[i]]
-  local debit, credit = slot_of_id[h.debit], slot_of_id[h.credit]
+  local debit, credit = debits[i], credits[i]
   if not version[debit] or not version[credit] then corrupt('hold: its wallet is missing') end
   if debit == credit or currency[debit] ~= currency[credit] then corrupt('hold: its wallets do not go together') end
-  debits[i], credits[i] = debit, credit
   return debit, credit
 end
 
@@ -43,6 +40,7 @@ local function post_capture(i, h, amount, final)
   local released = final and left or 0
   unlock(debit, amount + released)
   available[debit], available[credit] = available[debit] + released, available[credit] + amount
+  if usage[debit] then settle_debt(debit) end
   if usage[debit] then settle_debt(debit) end
   if usage[credit] then settle_debt(credit) end
   h.remaining, h.captured, h.review, h.changed = left - released, h.captured + amount, REVIEW_NONE, true
@@ -107,7 +105,7 @@ function raise_hold(i)
   end
   local limits = tier[debit] ~= 0 and (limits_of(tier[debit]) or corrupt('tier: missing')) or nil
   if limits then
-    begin_attempt(debit, limits, nil)
+    begin_attempt(i, debit, limits, nil)
     local rule, used, retry_at_ms = broken_rule(debit, limits, amount, nil)
     if rule then return decline(i, LIMIT_EXCEEDED, rule, used, retry_at_ms) end
   end

@@ -21,19 +21,19 @@ end
 -- How far below zero available may go.
 local function floor_of(slot)
   local u = usage[slot]
-  return u and -overdraft[slot] - u.debt or -overdraft[slot]
+  return u and -overdraft[slot] - u[USAGE_DEBT] or -overdraft[slot]
 end
 
 local function condition_fails(terms, debit, debit_after)
-  local conditions = terms.conditions
-  return conditions % 2 == CONDITION_VERSION and version[debit] ~= terms.expect_version
-    or conditions >= CONDITION_MIN_AVAILABLE and debit_after < terms.min_available_after
+  local conditions = terms[TERMS_CONDITIONS]
+  return conditions % 2 == CONDITION_VERSION and version[debit] ~= terms[TERMS_EXPECT_VERSION]
+    or conditions >= CONDITION_MIN_AVAILABLE and debit_after < terms[TERMS_MIN_AVAILABLE_AFTER]
 end
 
 -- A debt of a chargeback that was set aside is over once the wallet is back above its limit.
 local function settle_debt(slot)
   local u = usage[slot]
-  if u and u.debt > 0 and available[slot] >= -overdraft[slot] then u.debt = 0 end
+  if u and u[USAGE_DEBT] > 0 and available[slot] >= -overdraft[slot] then u[USAGE_DEBT] = 0 end
 end
 
 -- Locks amount on the debit wallet under the request's own id.
@@ -63,10 +63,11 @@ local function move(i, kind)
   if not (amount >= 1 and amount <= MAX_AMOUNT and amount % 1 == 0) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   if kind == HOLD and holds[ids[i]] then return refuse(i, HOLD_EXISTS) end
   local terms, limits = attachments[i], nil
+  local device = terms and terms[TERMS_DEVICE]
   if tier[debit] and tier[debit] ~= 0 then
     if not special then begin_special() end
     limits = limits_of(tier[debit]) or corrupt('tier: missing')
-    begin_attempt(debit, limits, terms)
+    begin_attempt(i, debit, limits, terms)
   end
   local status = wallets_refusal(debit, credit, currencies[i])
   if status then return decline(i, status) end
@@ -77,27 +78,28 @@ local function move(i, kind)
   local rule, review = 0, false
   if limits then
     local used, retry_at_ms
-    rule, used, retry_at_ms, review = broken_rule(debit, limits, amount, terms and terms.device)
+    rule, used, retry_at_ms, review = broken_rule(debit, limits, amount, device)
     if rule and (not review or in_chain) then return decline(i, LIMIT_EXCEEDED, rule, used, retry_at_ms) end
   end
   local debit_after, credit_after = available[debit] - amount, available[credit] + amount
   if amount == 0 or not external and debit_after < floor_of(debit) then return decline(i, INSUFFICIENT_FUNDS) end
-  if terms and terms.conditions > 0 and condition_fails(terms, debit, debit_after) then
+  if terms and terms[TERMS_CONDITIONS] > 0 and condition_fails(terms, debit, debit_after) then
     return decline(i, CONDITION_FAILED)
   end
   if debit_after < -MAX_AMOUNT or credit_after + locked[credit] > MAX_AMOUNT then return decline(i, BALANCE_OUT_OF_RANGE) end
   if review or kind == HOLD then
     if locked[debit] + amount > MAX_AMOUNT then return decline(i, BALANCE_OUT_OF_RANGE) end
-    status = reserve(i, debit, credit, amount, kind == HOLD and terms.purpose or byte(contents[i]),
+    status = reserve(i, debit, credit, amount, kind == HOLD and terms[TERMS_PURPOSE] or byte(contents[i]),
       review and (kind == HOLD and REVIEW_HOLD or REVIEW_TRANSFER) or REVIEW_NONE, rule or 0,
-      kind == HOLD and terms.expires_in_ms or 0)
-    if limits and status ~= HOLD_EXISTS then count_usage(debit, limits, amount, not review and terms and terms.device) end
+      kind == HOLD and terms[TERMS_EXPIRES_IN_MS] or 0)
+    if limits and status ~= HOLD_EXISTS then count_usage(debit, limits, amount, not review and device) end
     return status
   end
   available[debit], available[credit] = debit_after, credit_after
   if usage[credit] then settle_debt(credit) end
-  journal(i, amount == amounts[i] and contents[i] or done_content(i, kind, debit, credit, amount), debit, credit)
+  if limits then count_usage(debit, limits, amount, device) end
+  local content = amount == amounts[i] and contents[i] or done_content(i, kind, debit, credit, amount)
+  status = post_movement(i, content, debit, credit, amount)
   if terms then journal_origin(terms) end
-  if limits then count_usage(debit, limits, amount, terms and terms.device) end
-  return answer(i, POSTED, 0, debit, credit, amount)
+  return status
 end

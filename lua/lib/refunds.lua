@@ -51,6 +51,25 @@ local function referred(i)
   return wallets_in(old)
 end
 
+-- Gives request i the wallets of what it refers to, as that is now; none if it is not known.
+local function refer(i)
+  local from, kind = referred(i), kinds[i]
+  local debit, credit = from and slot_of_id[from.debit], from and slot_of_id[from.credit]
+  if kind == REFUND or kind == CHARGEBACK then debit, credit = credit, debit end
+  debits[i], credits[i] = debit, credit
+end
+
+-- What request i refers to, as it is now: a hold, or the transfer to refund; debit and credit are ids of wallets. nil if
+-- it is not known.
+local function referred(i)
+  local reference, kind = references[i], kinds[i]
+  if kind ~= REFUND and kind ~= CHARGEBACK then return holds[reference] or nil end
+  local old = known[reference]
+  if not old then return attachments[i] end
+  if is_capture(old) then return holds[reference_of(old)] or nil end
+  return wallets_in(old)
+end
+
 -- The transfer to refund: its purpose (a kind) and amount, or nil and the status that says why there is none.
 local function original_of(i)
   local old, claim = known[references[i]], attachments[i]
@@ -84,21 +103,20 @@ end
 local function set_debt_aside(slot)
   local limits = tier[slot] ~= 0 and limits_of(tier[slot])
   if limits and limits.debt_first == 0 then
-    usage[slot].debt = max(usage[slot].debt, -(available[slot] + overdraft[slot]))
+    usage[slot][USAGE_DEBT] = max(usage[slot][USAGE_DEBT], -(available[slot] + overdraft[slot]))
   end
 end
 
 local function refund(i, kind)
   local amount, id = amounts[i], references[i]
   if is_ledger_behind(i) then return refuse(i, LEDGER_BEHIND) end
+  if is_ledger_behind(i) then return refuse(i, LEDGER_BEHIND) end
   if not is_count(amount) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local purpose, original = original_of(i)
   if not purpose then return refuse(i, original) end
   local forced = kind == CHARGEBACK
   if forced and purpose ~= TOP_UP then return refuse(i, NOT_REFUNDABLE) end
-  local from, so_far = referred(i), refunded_so_far(i)
-  local debit, credit = slot_of_id[from.credit], slot_of_id[from.debit]
-  debits[i], credits[i] = debit, credit
+  local debit, credit, so_far = debits[i], credits[i], refunded_so_far(i)
   local status = wallets_refusal(debit, credit, nil, forced)
   if status then return refuse(i, status) end
   if amount == 0 then amount = original - so_far end

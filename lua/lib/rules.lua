@@ -9,24 +9,30 @@ local begin_rules, placed_in_time, limits_of, read_rules, begin_attempt, broken_
 
 do -- so that what only this file uses does not count against Lua's 200 locals
 
-local WALLETS_OF_DEVICE = 119 -- 'w'
+-- Behind the fields of ATTEMPTS, in the list of a counter.
+local ATTEMPTS_WALLETS, ATTEMPTS_CHANGED = 4, 5
 
--- The day and the hour since 1970 UTC, and the share of the hour that is still to come.
+-- The day and the hour since 1970 UTC, and the milliseconds of the hour that are still to come.
 local this_day, this_hour, hour_left
+
+-- Counters by request; the fields of attempts that changed.
+local counters_of, changed_attempts
 
 -- attempts[field] and known_devices[slot] (packed KNOWN_DEVICEs) are nil until they are read, once per call; an unused
 -- field is false.
 function begin_rules()
   tiers, attempts, known_devices, changed_devices = {}, {}, {}, {}
+  counters_of, changed_attempts = {}, {}
   this_day, this_hour = floor(now_ms / DAY_MS), floor(now_ms / HOUR_MS)
-  hour_left = 1 - (now_ms / HOUR_MS - this_hour)
+  hour_left = HOUR_MS - now_ms % HOUR_MS
 end
 
--- The limits, with the number of each of their windows that is now, and the share of it that is still to come.
+-- The limits, with the number of each of their windows that is now, and the milliseconds of it that are still to come:
+-- the share of the window before that still counts is multiplied before it is divided, so that whole numbers stay whole.
 function placed_in_time(limits)
-  local at, attempts_at = now_ms / limits.window_ms, now_ms / limits.attempts_window_ms
-  limits.window_now, limits.attempts_now = floor(at), floor(attempts_at)
-  limits.window_left, limits.attempts_left = 1 - (at - floor(at)), 1 - (attempts_at - floor(attempts_at))
+  local window_ms, attempts_ms = limits.window_ms, limits.attempts_window_ms
+  limits.window_now, limits.attempts_now = floor(now_ms / window_ms), floor(now_ms / attempts_ms)
+  limits.window_left, limits.attempts_left = window_ms - now_ms % window_ms, attempts_ms - now_ms % attempts_ms
   return limits
 end
 
@@ -59,61 +65,71 @@ local function read_known_devices(slots)
   check_missing(missing, #missing, 'known')
 end
 
--- A counter of attempts: {packed wallets} of a device, or {window, before, count} of a device or an IP.
-local function unpack_attempts(field, packed)
-  if byte(field) == WALLETS_OF_DEVICE then
-    if #packed % 8 ~= 0 or #packed > 8 * MAX_DEVICE_WALLETS then corrupt('attempts: size') end
-    return { wallets = packed, changed = false }
-  end
-  if #packed ~= ATTEMPTS_SIZE then corrupt('attempts: size') end
+-- A counter of attempts: the list of ATTEMPTS' fields, what follows them (the packed ids of the wallets that used the
+-- device today, for an IP ''), and whether it changed.
+local function unpack_attempts(packed)
   local window, before, count = unpack_from(ATTEMPTS_FORMAT, packed)
-  if not (is_count(window) and is_count(before) and is_count(count)) then corrupt('attempts: count') end
-  return { window = window, before = before, count = count, changed = false }
+  local wallets = sub(packed, ATTEMPTS_SIZE + 1)
+  if window % 1 + before % 1 + count % 1 ~= 0 or window < 0 or before < 0 or count < 0
+      or max(window, before, count) > MAX_AMOUNT then
+    corrupt('attempts: count')
+  end
+  if #wallets % 8 ~= 0 or #wallets > 8 * MAX_DEVICE_WALLETS then corrupt('attempts: size') end
+  return { window, before, count, wallets, false }
 end
 
 -- Reads the counters of attempts under fields: those of today, and soon after midnight of yesterday where today has
 -- none yet, since the window before may lie there. The wallets of a device are counted by the day.
 local function read_attempts(fields)
-  local found, missing = {}, {}
-  read_fields(attempts_key(shard_tag, this_day), fields, #fields, found)
-  for n = 1, #fields do
-    local field = fields[n]
-    if not found[field] and byte(field) ~= WALLETS_OF_DEVICE then missing[#missing + 1] = field end
-    attempts[field] = false
+  local function read(key, wanted, missing)
+    for from = 1, #wanted, CHUNK do
+      local values = redis.call('HMGET', key, unpack(wanted, from, min(from + CHUNK - 1, #wanted)))
+      for j = 1, #values do
+        local field, packed = wanted[from + j - 1], values[j]
+        if packed and #packed < ATTEMPTS_SIZE then corrupt('attempts: size') end
+        local a = packed and unpack_attempts(packed)
+        if not missing and a then a[ATTEMPTS_WALLETS] = '' end
+        if missing and not a then missing[#missing + 1] = field end
+        attempts[field] = a
+      end
+    end
   end
+  local missing = {}
+  read(attempts_key(shard_tag, this_day), fields, missing)
   local yesterday = attempts_key(shard_tag, this_day - 1)
-  if #missing > 0 and redis.call('EXISTS', yesterday) == 1 then read_fields(yesterday, missing, #missing, found) end
-  for field, packed in pairs(found) do attempts[field] = unpack_attempts(field, packed) end
+  if #missing > 0 and redis.call('EXISTS', yesterday) == 1 then read(yesterday, missing) end
 end
 
--- The keys of a request's counters, once for a tier: nil where it has no such rule.
-local function set_fields(terms, limits)
-  local device, ip = terms.device, terms.ip
-  terms.limits, terms.device_field, terms.wallets_field, terms.ip_field = limits, nil, nil, nil
-  if device and limits.device_attempts < MAX_AMOUNT then terms.device_field = 'd' .. device .. limits.attempts_window end
-  if device and limits.device_wallets < MAX_AMOUNT then terms.wallets_field = 'w' .. device end
-  if ip and limits.ip_attempts < MAX_AMOUNT then terms.ip_field = 'i' .. ip .. limits.attempts_window end
+-- The counters that a request with terms has under limits: {limits, the field of its device, and that of its IP}; false
+-- where the tier has no such rule. Windows of different lengths are counted apart.
+local function counters(terms, limits)
+  local device, ip = terms[TERMS_DEVICE], terms[TERMS_IP]
+  return {
+    limits,
+    device and (limits.device_attempts < MAX_AMOUNT or limits.device_wallets < MAX_AMOUNT)
+      and 'd' .. device .. limits.attempts_window,
+    ip and limits.ip_attempts < MAX_AMOUNT and 'i' .. ip .. limits.attempts_window,
+  }
 end
 
 -- Reads what the rules need of the batch at once. What turns out later to be needed too is read then.
 function read_rules()
   local slots, fields, seen = {}, {}, {}
-  local function need(field)
-    if not seen[field] then
-      seen[field] = true
-      fields[#fields + 1] = field
-    end
-  end
   for i = 1, request_count do
     local debit, terms = debits[i], attachments[i]
-    local level = debit and tier[debit]
-    if level and level ~= 0 and terms then
+    local level = debit and terms and tier[debit]
+    if level and level ~= 0 then
       local limits = limits_of(level) or corrupt('tier: missing')
-      set_fields(terms, limits)
-      if terms.device_field then need(terms.device_field) end
-      if terms.wallets_field then need(terms.wallets_field) end
-      if terms.ip_field then need(terms.ip_field) end
-      if terms.device and limits.new_device_amount < MAX_AMOUNT and not seen[debit] then
+      local mine = counters(terms, limits)
+      counters_of[i] = mine
+      for n = 2, 3 do
+        local field = mine[n]
+        if field and attempts[field] == nil then
+          attempts[field] = false
+          fields[#fields + 1] = field
+        end
+      end
+      if terms[TERMS_DEVICE] and limits.new_device_amount < MAX_AMOUNT and not seen[debit] then
         seen[debit] = true
         slots[#slots + 1] = debit
       end
@@ -129,37 +145,41 @@ local function retry_time(window, window_ms, before, count, amount, limit)
   local room_left = limit - amount
   if room_left < 0 then return 0 end
   if count <= room_left then -- enough of the window before has to slide out
-    return ceil((window + max(0, 1 - (room_left - count) / max(before, 1))) * window_ms) + 1
+    return window * window_ms + ceil(window_ms * max(0, before + count - room_left) / max(before, 1)) + 1
   end
-  return ceil((window + 1 + max(0, 1 - room_left / count)) * window_ms) + 1
+  return (window + 1) * window_ms + ceil(window_ms * (count - room_left) / count) + 1
 end
 
--- Counts an attempt; returns how many there were before in the sliding window, and the counter. window: the number of
--- the one that is now, left: the share of it that is to come, and so the share of the one before that still counts.
-local function count_attempt(field, window, left)
+-- Counts an attempt; returns how many there were before in the sliding window, and the counter.
+local function count_attempt(field, limits)
+  local window = limits.attempts_now
   if attempts[field] == nil then read_attempts({ field }) end
-  local a = attempts[field] or { window = 0, before = 0, count = 0, changed = true }
-  attempts[field] = a
-  if a.window ~= window then
-    a.before = a.window == window - 1 and a.count or 0
-    a.window, a.count = window, 0
+  local a = attempts[field]
+  if not a then
+    a = { 0, 0, 0, '', false }
+    attempts[field] = a
   end
-  local used = a.before * left + a.count
-  a.count, a.changed = a.count + 1, true
-  return used, a
+  if not a[ATTEMPTS_CHANGED] then
+    a[ATTEMPTS_CHANGED] = true
+    changed_attempts[#changed_attempts + 1] = field
+  end
+  if a[ATTEMPTS_WINDOW] ~= window then
+    a[ATTEMPTS_BEFORE] = a[ATTEMPTS_WINDOW] == window - 1 and a[ATTEMPTS_COUNT] or 0
+    a[ATTEMPTS_WINDOW], a[ATTEMPTS_COUNT] = window, 0
+  end
+  local count = a[ATTEMPTS_COUNT]
+  a[ATTEMPTS_COUNT] = count + 1
+  return a[ATTEMPTS_BEFORE] * limits.attempts_left / limits.attempts_window_ms + count, a
 end
 
 -- Counts a wallet of a device today; returns how many others there were, or nil if it was one of them.
-local function count_device_wallet(field, id, limit)
-  if attempts[field] == nil then read_attempts({ field }) end
-  local a = attempts[field] or { wallets = '', changed = false }
-  attempts[field] = a
-  local wallets = a.wallets
+local function count_device_wallet(a, id, limit)
+  local wallets = a[ATTEMPTS_WALLETS]
   for at = 1, #wallets, 8 do
     if sub(wallets, at, at + 7) == id then return nil end
   end
   local used = #wallets / 8
-  if used < limit then a.wallets, a.changed = wallets .. id, true end
+  if used < limit and used < MAX_DEVICE_WALLETS then a[ATTEMPTS_WALLETS] = wallets .. id end
   return used
 end
 
@@ -167,32 +187,30 @@ end
 local device_used, device_counter, ip_used, ip_counter, wallets_used
 
 -- Begins an attempt of a wallet with limits: counts it, whatever becomes of it. broken_rule judges it.
-function begin_attempt(slot, limits, terms)
+function begin_attempt(i, slot, limits, terms)
   device_used, ip_used, wallets_used = nil, nil, nil
   if not terms then return end
-  if terms.limits ~= limits then set_fields(terms, limits) end
-  if terms.device_field then
-    device_used, device_counter = count_attempt(terms.device_field, limits.attempts_now, limits.attempts_left)
+  local mine = counters_of[i]
+  if not mine or mine[1] ~= limits then mine = counters(terms, limits) end -- its tier is new in this batch
+  local device_field, ip_field = mine[2], mine[3]
+  if device_field then
+    device_used, device_counter = count_attempt(device_field, limits)
+    wallets_used = count_device_wallet(device_counter, wallet_ids[slot], limits.device_wallets)
   end
-  if terms.ip_field then
-    ip_used, ip_counter = count_attempt(terms.ip_field, limits.attempts_now, limits.attempts_left)
-  end
-  if terms.wallets_field then
-    wallets_used = count_device_wallet(terms.wallets_field, wallet_ids[slot], limits.device_wallets)
-  end
+  if ip_field then ip_used, ip_counter = count_attempt(ip_field, limits) end
 end
 
 -- The usage of a wallet, brought to this moment: counters of a day, hour or window that is over are moved or cleared.
 local function usage_now(slot, limits)
   local u, window = usage[slot], limits.window_now
-  if u.day ~= this_day then u.day, u.day_count, u.day_amount = this_day, 0, 0 end
-  if u.hour ~= this_hour then
-    u.hour_before = u.hour == this_hour - 1 and u.hour_amount or 0
-    u.hour, u.hour_amount = this_hour, 0
+  if u[USAGE_DAY] ~= this_day then u[USAGE_DAY], u[USAGE_DAY_COUNT], u[USAGE_DAY_AMOUNT] = this_day, 0, 0 end
+  if u[USAGE_HOUR] ~= this_hour then
+    u[USAGE_HOUR_BEFORE] = u[USAGE_HOUR] == this_hour - 1 and u[USAGE_HOUR_AMOUNT] or 0
+    u[USAGE_HOUR], u[USAGE_HOUR_AMOUNT] = this_hour, 0
   end
-  if u.window ~= window then
-    u.window_before = u.window == window - 1 and u.window_count or 0
-    u.window, u.window_count = window, 0
+  if u[USAGE_WINDOW] ~= window then
+    u[USAGE_WINDOW_BEFORE] = u[USAGE_WINDOW] == window - 1 and u[USAGE_WINDOW_COUNT] or 0
+    u[USAGE_WINDOW], u[USAGE_WINDOW_COUNT] = window, 0
   end
   return u
 end
@@ -226,35 +244,35 @@ end
 
 local function judge_amounts(u, limits, amount)
   if amount > limits.max_amount then breaks(limits, RULE_MAX_AMOUNT, 0, 0) end
-  if u.day_amount + amount > limits.day_amount and limits.day_amount < MAX_AMOUNT then
-    breaks(limits, RULE_DAY_AMOUNT, u.day_amount, amount > limits.day_amount and 0 or (u.day + 1) * DAY_MS)
+  if u[USAGE_DAY_AMOUNT] + amount > limits.day_amount and limits.day_amount < MAX_AMOUNT then
+    breaks(limits, RULE_DAY_AMOUNT, u[USAGE_DAY_AMOUNT], amount > limits.day_amount and 0 or (u[USAGE_DAY] + 1) * DAY_MS)
   end
-  if u.day_count + 1 > limits.day_count then
-    breaks(limits, RULE_DAY_COUNT, u.day_count, limits.day_count < 1 and 0 or (u.day + 1) * DAY_MS)
+  if u[USAGE_DAY_COUNT] + 1 > limits.day_count then
+    breaks(limits, RULE_DAY_COUNT, u[USAGE_DAY_COUNT], limits.day_count < 1 and 0 or (u[USAGE_DAY] + 1) * DAY_MS)
   end
-  local count = u.window_before * limits.window_left + u.window_count
+  local count = u[USAGE_WINDOW_BEFORE] * limits.window_left / limits.window_ms + u[USAGE_WINDOW_COUNT]
   if count + 1 > limits.window_count then
     breaks(limits, RULE_WINDOW_COUNT, ceil(count),
-      retry_time(u.window, limits.window_ms, u.window_before, u.window_count, 1, limits.window_count))
+      retry_time(u[USAGE_WINDOW], limits.window_ms, u[USAGE_WINDOW_BEFORE], u[USAGE_WINDOW_COUNT], 1, limits.window_count))
   end
-  local sum = u.hour_before * hour_left + u.hour_amount
+  local sum = u[USAGE_HOUR_BEFORE] * hour_left / HOUR_MS + u[USAGE_HOUR_AMOUNT]
   if sum + amount > limits.hour_amount and limits.hour_amount < MAX_AMOUNT then
     breaks(limits, RULE_HOUR_AMOUNT, ceil(sum),
-      retry_time(u.hour, HOUR_MS, u.hour_before, u.hour_amount, amount, limits.hour_amount))
+      retry_time(u[USAGE_HOUR], HOUR_MS, u[USAGE_HOUR_BEFORE], u[USAGE_HOUR_AMOUNT], amount, limits.hour_amount))
   end
 end
 
 local function judge_attempts(u, limits)
   if device_used and device_used + 1 > limits.device_attempts then
-    breaks(limits, RULE_DEVICE_ATTEMPTS, ceil(device_used), retry_time(device_counter.window,
-      limits.attempts_window_ms, device_counter.before, device_counter.count, 1, limits.device_attempts))
+    breaks(limits, RULE_DEVICE_ATTEMPTS, ceil(device_used), retry_time(device_counter[ATTEMPTS_WINDOW],
+      limits.attempts_window_ms, device_counter[ATTEMPTS_BEFORE], device_counter[ATTEMPTS_COUNT], 1, limits.device_attempts))
   end
   if ip_used and ip_used + 1 > limits.ip_attempts then
-    breaks(limits, RULE_IP_ATTEMPTS, ceil(ip_used), retry_time(ip_counter.window,
-      limits.attempts_window_ms, ip_counter.before, ip_counter.count, 1, limits.ip_attempts))
+    breaks(limits, RULE_IP_ATTEMPTS, ceil(ip_used), retry_time(ip_counter[ATTEMPTS_WINDOW],
+      limits.attempts_window_ms, ip_counter[ATTEMPTS_BEFORE], ip_counter[ATTEMPTS_COUNT], 1, limits.ip_attempts))
   end
   if wallets_used and wallets_used >= limits.device_wallets then
-    breaks(limits, RULE_DEVICE_WALLETS, wallets_used, limits.device_wallets < 1 and 0 or (u.day + 1) * DAY_MS)
+    breaks(limits, RULE_DEVICE_WALLETS, wallets_used, limits.device_wallets < 1 and 0 or (u[USAGE_DAY] + 1) * DAY_MS)
   end
 end
 
@@ -278,9 +296,10 @@ end
 
 -- Notes that a wallet used a device with success: it goes to the end of the list.
 local function remember_device(slot, device)
-  local since_ms, at = known_device(slot, device)
   local list = known_devices[slot]
-  if at and at + KNOWN_DEVICE_SIZE > #list then return end
+  if list and sub(list, -KNOWN_DEVICE_SIZE, -9) == device then return end
+  local since_ms, at = known_device(slot, device)
+  list = known_devices[slot]
   if at then list = sub(list, 1, at - 1) .. sub(list, at + KNOWN_DEVICE_SIZE) end
   if #list >= KNOWN_DEVICES * KNOWN_DEVICE_SIZE then list = sub(list, KNOWN_DEVICE_SIZE + 1) end
   known_devices[slot] = list .. pack(KNOWN_DEVICE_FORMAT, device, since_ms or now_ms)
@@ -290,8 +309,8 @@ end
 -- Counts an accepted movement. device: nil unless it was used successfully.
 function count_usage(slot, limits, amount, device)
   local u = usage_now(slot, limits)
-  u.day_amount, u.hour_amount = min(u.day_amount + amount, MAX_AMOUNT), min(u.hour_amount + amount, MAX_AMOUNT)
-  u.day_count, u.window_count = u.day_count + 1, u.window_count + 1
+  u[USAGE_DAY_AMOUNT], u[USAGE_HOUR_AMOUNT] = min(u[USAGE_DAY_AMOUNT] + amount, MAX_AMOUNT), min(u[USAGE_HOUR_AMOUNT] + amount, MAX_AMOUNT)
+  u[USAGE_DAY_COUNT], u[USAGE_WINDOW_COUNT] = u[USAGE_DAY_COUNT] + 1, u[USAGE_WINDOW_COUNT] + 1
   if device and limits.new_device_amount < MAX_AMOUNT then remember_device(slot, device) end
 end
 
@@ -307,12 +326,13 @@ end
 -- A day's counters go by themselves when the next day is over.
 local function write_attempts()
   local changes, n = {}, 0
-  for field, a in pairs(attempts) do
-    if a and a.changed then
-      changes[n + 1] = field
-      changes[n + 2] = a.wallets or pack(ATTEMPTS_FORMAT, a.window, a.before, a.count)
-      n = n + 2
-    end
+  for at = 1, #changed_attempts do
+    local field = changed_attempts[at]
+    local a = attempts[field]
+    changes[n + 1] = field
+    changes[n + 2] = pack(ATTEMPTS_FORMAT, a[ATTEMPTS_WINDOW], a[ATTEMPTS_BEFORE], a[ATTEMPTS_COUNT])
+      .. a[ATTEMPTS_WALLETS]
+    n = n + 2
   end
   if n == 0 then return end
   local key = attempts_key(shard_tag, this_day)

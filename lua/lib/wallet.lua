@@ -33,37 +33,30 @@ end
 
 local function is_currency(code) return find(code, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') ~= nil end
 
--- The USAGE behind a wallet's record.
+-- The USAGE behind a wallet's record, as the list of its fields.
 local function unpack_usage(packed)
-  local day, day_count, hour, window_before, window_count, window, day_amount, hour_before, hour_amount, debt =
-    unpack_from(USAGE_FORMAT, packed, WALLET_SIZE + 1)
-  if not (window % 1 == 0 and window >= 0 and window <= MAX_AMOUNT
-      and day_amount % 1 == 0 and day_amount >= 0 and day_amount <= MAX_AMOUNT
-      and hour_before % 1 == 0 and hour_before >= 0 and hour_before <= MAX_AMOUNT
-      and hour_amount % 1 == 0 and hour_amount >= 0 and hour_amount <= MAX_AMOUNT
-      and debt % 1 == 0 and debt >= 0 and debt <= MAX_AMOUNT) then
+  local u = { unpack_from(USAGE_FORMAT, packed, WALLET_SIZE + 1) }
+  local window, day_amount, hour_before = u[USAGE_WINDOW], u[USAGE_DAY_AMOUNT], u[USAGE_HOUR_BEFORE]
+  local hour_amount, debt = u[USAGE_HOUR_AMOUNT], u[USAGE_DEBT]
+  -- The remainders are never negative, so their sum is 0 only if each is; NaN and the infinities make it NaN.
+  if window % 1 + day_amount % 1 + hour_before % 1 + hour_amount % 1 + debt % 1 ~= 0
+      or window < 0 or day_amount < 0 or hour_before < 0 or hour_amount < 0 or debt < 0
+      or max(window, day_amount, hour_before, hour_amount, debt) > MAX_AMOUNT then
     corrupt('wallet: usage')
   end
-  return {
-    day = day, day_count = day_count, hour = hour, window_before = window_before, window_count = window_count,
-    window = window, day_amount = day_amount, hour_before = hour_before, hour_amount = hour_amount, debt = debt,
-  }
+  return u
 end
 
-local function new_usage()
-  return {
-    day = 0, day_count = 0, hour = 0, window_before = 0, window_count = 0, window = 0,
-    day_amount = 0, hour_before = 0, hour_amount = 0, debt = 0,
-  }
-end
+local function new_usage() return { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 } end
 
 local function pack_wallet(slot)
-  local packed = pack(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot],
-    locked[slot], version[slot], currency[slot], overdraft[slot])
   local u = usage[slot]
-  if not u then return packed end
-  return packed .. pack(USAGE_FORMAT, u.day, u.day_count, u.hour, u.window_before, u.window_count, u.window,
-    u.day_amount, u.hour_before, u.hour_amount, u.debt)
+  if not u then
+    return pack(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot], locked[slot], version[slot],
+      currency[slot], overdraft[slot])
+  end
+  return pack(WALLET_AND_USAGE_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot], locked[slot],
+    version[slot], currency[slot], overdraft[slot], unpack(u, 1, USAGE_DEBT))
 end
 
 -- Adds key and packed wallet of each of slots[1..count] to the arguments of an MSET, from position n on.
