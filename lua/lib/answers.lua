@@ -125,6 +125,8 @@ local function post_movement(i, content, debit, credit, amount)
     credit_available, locked[credit], credit_version)
   if sizes[i] then journal_details(i) end
   local packed = pack(ANSWER_FORMAT, POSTED, 0, meta.sequence + accepted, debit_available, credit_available, amount, 0)
-  keep(i, packed)
+  local outcome, outcome_at = packed .. contents[i], outcome_parts
+  replies[i], known[id], outcome_parts = packed, outcome, outcome_at + 2
+  outcomes[outcome_at + 1], outcomes[outcome_at + 2] = id, outcome
   return POSTED
 end

@@ -130,11 +130,13 @@ local function parse_special(i, prefix, kind, flag, debit, credit, currency, att
   end
   if names == 'both' then
     debits[i], credits[i] = slot_of(prefix, debit), slot_of(prefix, credit)
-  elseif names == 'debit' then
-    debits[i] = slot_of(prefix, debit)
   elseif names == 'ref' then
     references[i] = debit .. credit
+  else
+    if names == 'debit' then debits[i] = slot_of(prefix, debit) elseif debit ~= NO_ID then invalid('request: debit') end
+    if credit ~= NO_ID and kind ~= OPEN_WALLET then invalid('request: credit') end
   end
+  if kind == OPEN_WALLET and debit == NO_ID then invalid('request: debit') end -- in records it says that there is none
   if kind == OPEN_WALLET and not is_currency(currency) then invalid('request: currency') end
   if attachment == 0 then
     if shape[4] then invalid('request: attachment') end
@@ -168,6 +170,13 @@ function parse_requests(tag, requests, packed_details, packed_attachments)
     if kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0 and attachment == 0 then
       debits[i] = slots[debit] or slot_of(prefix, debit)
       credits[i] = slots[credit] or slot_of(prefix, credit)
+    elseif attachment == ATTACHMENT_TERMS and kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0
+        and #packed_attachments - attached_bytes >= TERMS_SIZE then
+      if not special then begin_special() end
+      debits[i] = slots[debit] or slot_of(prefix, debit)
+      credits[i] = slots[credit] or slot_of(prefix, credit)
+      kinds[i], attachments[i] = kind, unpack_terms(packed_attachments, attached_bytes + 1)
+      attached_bytes = attached_bytes + TERMS_SIZE
     else
       attached_bytes = attached_bytes
         + parse_special(i, prefix, kind, flag, debit, credit, code, attachment, packed_attachments, attached_bytes + 1)

@@ -12,22 +12,18 @@ local function hold_refusal(h)
   if h.state == HOLD_STATE_EXPIRED or h.expires_at_ms > 0 and now_ms >= h.expires_at_ms then return HOLD_EXPIRED end
 end
 
--- The wallets of the hold that a request refers to. A hold without its wallets is damage.
-local function hold_wallets(i)
+-- The wallets of hold h, that request i refers to. A hold without its wallets, or without its money, is damage.
+local function hold_wallets(i, h)
   local debit, credit = debits[i], credits[i]
   if not version[debit] or not version[credit] then corrupt('hold: its wallet is missing') end
   if debit == credit or currency[debit] ~= currency[credit] then corrupt('hold: its wallets do not go together') end
+  if locked[debit] < h.remaining then corrupt('wallet: locked is less than its holds') end
   return debit, credit
-end
-
-local function unlock(slot, amount)
-  if locked[slot] < amount then corrupt('wallet: locked is less than its holds') end
-  locked[slot] = locked[slot] - amount
 end
 
 -- Posts amount of a hold that may be captured. final: what is left is released.
 local function post_capture(i, h, amount, final)
-  local debit, credit = hold_wallets(i)
+  local debit, credit = hold_wallets(i, h)
   if flags[debit] > FLAG_EXTERNAL or flags[credit] > FLAG_EXTERNAL then
     local status = state_refusal(debit, credit)
     if status then return refuse(i, status) end
@@ -38,9 +34,8 @@ local function post_capture(i, h, amount, final)
   end
   local left = h.remaining - amount
   local released = final and left or 0
-  unlock(debit, amount + released)
+  locked[debit] = locked[debit] - amount - released
   available[debit], available[credit] = available[debit] + released, available[credit] + amount
-  if usage[debit] then settle_debt(debit) end
   if usage[debit] then settle_debt(debit) end
   if usage[credit] then settle_debt(credit) end
   h.remaining, h.captured, h.review, h.changed = left - released, h.captured + amount, REVIEW_NONE, true
@@ -62,10 +57,9 @@ end
 -- Ends the hold without moving money: what it has left becomes available again.
 local function release(i, kind, state)
   local h = holds[references[i]]
-  local debit, credit = hold_wallets(i)
+  local debit, credit = hold_wallets(i, h)
   local released = h.remaining
-  unlock(debit, released)
-  available[debit] = available[debit] + released
+  available[debit], locked[debit] = available[debit] + released, locked[debit] - released
   if usage[debit] then settle_debt(debit) end
   h.state, h.remaining, h.changed = state, 0, true
   journal(i, done_content(i, kind, debit, credit, released), debit, nil)
@@ -98,7 +92,7 @@ function raise_hold(i)
   local status = hold_refusal(h)
   if status then return refuse(i, status) end
   if h.review ~= REVIEW_NONE then return refuse(i, HOLD_UNDER_REVIEW) end
-  local debit, credit = hold_wallets(i)
+  local debit, credit = hold_wallets(i, h)
   if flags[debit] > FLAG_EXTERNAL or flags[credit] > FLAG_EXTERNAL then
     status = state_refusal(debit, credit)
     if status then return decline(i, status) end
@@ -129,7 +123,7 @@ function approve(i)
   if status then return refuse(i, status) end
   if h.review == REVIEW_NONE then return refuse(i, HOLD_NOT_UNDER_REVIEW) end
   if h.review == REVIEW_TRANSFER then return post_capture(i, h, h.remaining, true) end
-  local debit, credit = hold_wallets(i)
+  local debit, credit = hold_wallets(i, h)
   h.review, h.changed = REVIEW_NONE, true
   journal(i, done_content(i, APPROVE_HOLD, debit, credit, 0), debit, nil)
   journal_hold(references[i], h, 0, 0)

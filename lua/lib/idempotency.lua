@@ -4,7 +4,7 @@ local function check_outcome(m, packed)
   local status, _, sequence, debit_available, credit_available, moved, replayed, kind, _, _, _, _, amount =
     unpack_from(IDEMPOTENCY_FORMAT, packed)
   if not RECORDED[status] and status ~= LINKED_FAILED then corrupt('idempotency record: status') end
-  if not is_count(sequence) or sequence > m.sequence or (status == POSTED and sequence < 1) then
+  if not is_count(sequence) or sequence > m.sequence or (status <= UNDER_REVIEW and sequence < 1) then
     corrupt('idempotency record: sequence')
   end
   if not is_whole(debit_available) then corrupt('idempotency record: debit_available') end

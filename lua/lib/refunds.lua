@@ -59,24 +59,15 @@ local function refer(i)
   debits[i], credits[i] = debit, credit
 end
 
--- What request i refers to, as it is now: a hold, or the transfer to refund; debit and credit are ids of wallets. nil if
--- it is not known.
-local function referred(i)
-  local reference, kind = references[i], kinds[i]
-  if kind ~= REFUND and kind ~= CHARGEBACK then return holds[reference] or nil end
-  local old = known[reference]
-  if not old then return attachments[i] end
-  if is_capture(old) then return holds[reference_of(old)] or nil end
-  return wallets_in(old)
-end
-
 -- The transfer to refund: its purpose (a kind) and amount, or nil and the status that says why there is none.
 local function original_of(i)
   local old, claim = known[references[i]], attachments[i]
   if old then
     local status, _, _, _, _, moved, _, kind = unpack_from(IDEMPOTENCY_FORMAT, old)
-    local h = is_capture(old) and moved > 0 and holds[reference_of(old)]
-    if status == POSTED and h then return h.purpose, moved end
+    if status == POSTED and is_capture(old) and moved > 0 then
+      local h = holds[reference_of(old)] or corrupt('hold: missing, but its capture is known')
+      return h.purpose, moved
+    end
     if status == POSTED and kind <= WITHDRAWAL then return kind, moved end
     return nil, NOT_REFUNDABLE
   end
@@ -109,7 +100,6 @@ end
 
 local function refund(i, kind)
   local amount, id = amounts[i], references[i]
-  if is_ledger_behind(i) then return refuse(i, LEDGER_BEHIND) end
   if is_ledger_behind(i) then return refuse(i, LEDGER_BEHIND) end
   if not is_count(amount) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   local purpose, original = original_of(i)

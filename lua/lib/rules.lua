@@ -306,10 +306,12 @@ local function remember_device(slot, device)
   changed_devices[slot] = true
 end
 
--- Counts an accepted movement. device: nil unless it was used successfully.
+-- Counts an accepted movement, which broken_rule has judged. device: nil unless it was used successfully.
 function count_usage(slot, limits, amount, device)
-  local u = usage_now(slot, limits)
-  u[USAGE_DAY_AMOUNT], u[USAGE_HOUR_AMOUNT] = min(u[USAGE_DAY_AMOUNT] + amount, MAX_AMOUNT), min(u[USAGE_HOUR_AMOUNT] + amount, MAX_AMOUNT)
+  local u = usage[slot]
+  local of_day, of_hour = u[USAGE_DAY_AMOUNT] + amount, u[USAGE_HOUR_AMOUNT] + amount
+  u[USAGE_DAY_AMOUNT] = of_day <= MAX_AMOUNT and of_day or MAX_AMOUNT
+  u[USAGE_HOUR_AMOUNT] = of_hour <= MAX_AMOUNT and of_hour or MAX_AMOUNT
   u[USAGE_DAY_COUNT], u[USAGE_WINDOW_COUNT] = u[USAGE_DAY_COUNT] + 1, u[USAGE_WINDOW_COUNT] + 1
   if device and limits.new_device_amount < MAX_AMOUNT then remember_device(slot, device) end
 end

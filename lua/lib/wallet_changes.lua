@@ -60,7 +60,6 @@ function change_wallet(i, kind)
   if not value_in_range(kind, value) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   if not version[slot] or flags[slot] % 2 == FLAG_EXTERNAL then return refuse(i, DEBIT_WALLET_NOT_FOUND) end
   if kind == SET_TIER and value ~= 0 and not limits_of(value) then return refuse(i, TIER_NOT_FOUND) end
-  if kind == SET_TIER and value ~= 0 and not limits_of(value) then return refuse(i, TIER_NOT_FOUND) end
   if has_flag(flags[slot], FLAG_CLOSED) then return refuse(i, WALLET_CLOSED) end
   local status = CHANGES[kind](slot, value)
   if status then return refuse(i, status) end
@@ -71,7 +70,6 @@ end
 function set_tier_limits(i)
   local number, limits = amounts[i], attachments[i]
   if not is_count(number) or number < 1 or number > MAX_TIER then return refuse(i, AMOUNT_OUT_OF_RANGE) end
-  limits_of(number) -- fails on a key of another type, as the write would
   limits_of(number) -- fails on a key of another type, as the write would
   limits.changed = true
   tiers[number] = placed_in_time(limits)
