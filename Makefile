@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-long lint format bench clean
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
 
@@ -19,6 +19,9 @@ demo: $(STAMP)   ## a simulated mobile-money day on embedded servers, reconciled
 
 test: $(STAMP)   ## every test, against real Valkey, Redis and Postgres
 	$(BIN)/python -m pytest
+
+test-long: $(STAMP) ## the oracle against the engine, and the ledger, for 20,000 random steps each
+	HOTLEDGER_MODEL_STEPS=20000 $(BIN)/python -m pytest tests/property
 
 lint: $(STAMP)   ## format, lint and types
 	$(BIN)/ruff format --check .

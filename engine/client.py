@@ -303,7 +303,11 @@ class Engine(HoldCalls, WalletCalls):
         deadline_s = self._deadline_s(timeout_ms)
         if linked:
             requests = [*map(_linked, requests[:-1]), *requests[-1:]]
-        packed = [await self._packed(request, deadline_s) for request in requests]
+        in_chain = _in_chain(requests)
+        packed = [
+            await self._packed(request, chained, deadline_s)
+            for request, chained in zip(requests, in_chain, strict=True)
+        ]
         outcomes: list[Outcome | None] = [None] * len(packed)
         answered: tuple[list[Placed], bytes] | None = None
         for chunk in batches(packed, outcomes):
@@ -320,13 +324,19 @@ class Engine(HoldCalls, WalletCalls):
             _place(outcomes, *answered)
         decided = [outcome for outcome in outcomes if outcome is not None]
         for at, request in enumerate(requests):
-            if isinstance(request, Refund) and decided[at].status in _ASK_THE_LEDGER:
-                decided[at] = await self._refund_claimed(request, decided[at], deadline_s)
+            if isinstance(request, Refund) and not in_chain[at] and decided[at].status in _ASK_THE_LEDGER:
+                try:
+                    decided[at] = await self._refund_claimed(request, decided[at], deadline_s)
+                except Unavailable as error:
+                    if len(packed) == 1:
+                        raise
+                    raise OutcomeUnknown([UUID(bytes=one.id) for one in packed]) from error
         return decided
 
-    async def _packed(self, request: Request, deadline_s: float) -> Packed:
+    async def _packed(self, request: Request, in_chain: bool, deadline_s: float) -> Packed:
         """A refund in a chain cannot be sent again alone: what the ledger knows goes with it at once."""
-        if isinstance(request, Refund) and request.linked and self._ledger is not None:
+        if isinstance(request, Refund) and in_chain and self._ledger is not None:
+            self._packer.pack(request)  # checks it, before I/O
             return self._packer.pack(request, await self._claim(request, deadline_s))
         return self._packer.pack(request)
 
@@ -478,6 +488,12 @@ class Engine(HoldCalls, WalletCalls):
 _unpack_reply = ANSWER.struct.unpack
 _LEDGER_BACKLOG = NUMBER_OF[Status.LEDGER_BACKLOG]
 _ASK_THE_LEDGER = frozenset({Status.TRANSFER_NOT_FOUND, Status.LEDGER_BEHIND})
+
+
+def _in_chain(requests: Sequence[Request]) -> list[bool]:
+    """Whether each is linked to the next one, or the one before to it."""
+    linked = [bool(getattr(request, "linked", False)) for request in requests]
+    return [one or before for one, before in zip(linked, [False, *linked], strict=False)]
 
 
 def _linked(request: Request) -> Request:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from engine.domain.ids import check_id
 from engine.domain.transfer import Hold, HoldChange, HoldState, Kind, Outcome, Refund, Request, Review
 from engine.domain.wallet import check_user_wallet_id
 from engine.errors import InvalidRequest
@@ -138,6 +139,8 @@ class HoldCalls(ABC):
         """Each hold as it is now, at most 1,024; None for one that Redis does not know (any more)."""
         if len(hold_ids) > MAX_BATCH:
             raise InvalidRequest("hold_ids", f"at most {MAX_BATCH}", f"{len(hold_ids)} ids")
+        for hold_id in hold_ids:
+            check_id(hold_id, "hold_ids")
         packed = await self._packed_holds(hold_ids, timeout_ms) if hold_ids else []
         return [_hold(hold_id, record) for hold_id, record in zip(hold_ids, packed, strict=True)]
 

@@ -61,6 +61,10 @@ _CLAIM = ATTACHMENTS.index(CLAIM)
 _TIER_LIMITS = ATTACHMENTS.index(TIER_LIMITS)
 _NO_TERMS = TERMS.struct.pack(0, 0, 0, 0, 0, NO_DIGEST, NO_DIGEST)[:-_ORIGIN_BYTES]
 _DIGEST_BYTES = 8
+_PURPOSE = "TRANSFER, TOP_UP, PAYMENT or WITHDRAWAL"
+
+# As plain numbers: operations of IntFlag take longer than packing a request.
+_LINKED, _BALANCING = RequestFlag.LINKED.value, RequestFlag.BALANCING.value
 
 
 class Packed(NamedTuple):
@@ -136,6 +140,18 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         raise InvalidRequest("metadata", f"at most {MAX_METADATA_BYTES} bytes of JSON", f"{len(packed)} bytes")
     if b"\\u0000" in packed:
         raise InvalidRequest("metadata", "JSON without NUL characters", metadata)
+
+
+def check_bool(value: bool, field: str) -> bool:
+    """value itself if it is True or False; else InvalidRequest."""
+    if type(value) is not bool:
+        raise InvalidRequest(field, "True or False", value)
+    return value
+
+
+def _linked(request: Transfer | Hold | HoldChange | Refund | WalletChange) -> int:
+    """RequestFlag.LINKED if it is, else 0."""
+    return _LINKED if check_bool(request.linked, "linked") else 0
 
 
 def _check_origin(text: str, field: str) -> str:
@@ -219,7 +235,7 @@ class RequestPacker:
 
     def hold_id_of(self, hold_id: UUID, how: str) -> UUID:
         """The id of a request that ends a hold in one way, for callers without a key."""
-        return UUID(bytes=self._derive_id(HOLD_SCOPE, f"{how}:{check_id(hold_id)}"))
+        return UUID(bytes=self._derive_id(HOLD_SCOPE, f"{how}:{check_id(hold_id, 'hold_id')}"))
 
     def pack(self, request: Request, claim: Claim | None = None) -> Packed:
         """Raises InvalidRequest naming the field and its bound. claim: of a Refund."""
@@ -255,7 +271,7 @@ class RequestPacker:
         """As pack, for a Transfer that asks for nothing more: the way of a single call, which builds no Transfer."""
         packed_id = self.id_of(key, transfer_id)
         if kind not in PURPOSES:
-            raise InvalidRequest("kind", "TRANSFER, TOP_UP, PAYMENT or WITHDRAWAL", kind)
+            raise InvalidRequest("kind", _PURPOSE, kind)
         details = pack_details(reference, metadata)
         record = _pack(
             packed_id,
@@ -274,7 +290,7 @@ class RequestPacker:
 
     def _pack_movement(self, request: Transfer) -> Packed:
         plain = self.pack_transfer(*request[:9])
-        flags = request.linked * RequestFlag.LINKED | request.balancing * RequestFlag.BALANCING
+        flags = _linked(request) | (_BALANCING if check_bool(request.balancing, "balancing") else 0)
         terms = self._terms(request, purpose=0, expires_in_ms=0)
         if not flags and not terms:
             return plain
@@ -284,11 +300,13 @@ class RequestPacker:
         expires_in_ms = request.expires_in_ms
         if expires_in_ms is not None and (type(expires_in_ms) is not int or not 1 <= expires_in_ms <= MAX_EXPIRY_MS):
             raise InvalidRequest("expires_in_ms", f"an integer from 1 to {MAX_EXPIRY_MS}, or None", expires_in_ms)
+        if request.purpose not in PURPOSES:
+            raise InvalidRequest("purpose", _PURPOSE, request.purpose)
         # purpose takes the place of kind for the checks; the record's kind is HOLD.
         plain = self.pack_transfer(*request[:5], request.purpose, *request[7:10])
         held = plain._replace(record=plain.record[:17] + bytes((Kind.HOLD,)) + plain.record[18:])
         terms = self._terms(request, purpose=request.purpose, expires_in_ms=expires_in_ms or 0)
-        return _with_terms(held, request.linked * RequestFlag.LINKED, terms)
+        return _with_terms(held, _linked(request), terms)
 
     def _terms(self, request: Transfer | Hold, purpose: int, expires_in_ms: int) -> bytes:
         """The TERMS of a request, b'' if it asks for nothing more than its content says."""
@@ -317,7 +335,7 @@ class RequestPacker:
     def _pack_hold_change(self, request: HoldChange) -> Packed:
         kind, amount, flags = request.kind, request.amount_minor, RequestFlag(0)
         if kind is Kind.CAPTURE:
-            flags = request.final * RequestFlag.FINAL | flags
+            flags = RequestFlag.FINAL if check_bool(request.final, "final") else flags
             amount = 0 if amount is None else check_amount(amount)
         elif kind is Kind.RAISE_HOLD:
             amount = check_amount(amount) if amount is not None else check_amount(0)
@@ -340,12 +358,11 @@ class RequestPacker:
     def _pack_reference(
         self, request: HoldChange | Refund, refers_to: UUID, field: str, amount: int, flags: RequestFlag
     ) -> Packed:
-        if not isinstance(refers_to, UUID) or refers_to.int == 0:
-            raise InvalidRequest(field, "a UUID other than the nil UUID", refers_to)
+        check_id(refers_to, field)
         packed_id = self.id_of(request.key, request.id)
         details = pack_details(request.reference, request.metadata)
         halves = (int.from_bytes(half, "little", signed=True) for half in (refers_to.bytes[:8], refers_to.bytes[8:]))
-        flags |= request.linked * RequestFlag.LINKED
+        flags |= _linked(request)
         digest = details_digest(details)
         record = _pack(packed_id, 0, request.kind, flags, len(details), *halves, amount, NO_CURRENCY, digest, NO_DIGEST)
         return Packed(packed_id, record, details, linked=request.linked)
@@ -391,7 +408,7 @@ class RequestPacker:
             check_amount(value, "overdraft_limit_minor", at_least=0)
         packed_id = self._own_id(request.key, request.id)
         wallet_id = check_user_wallet_id(request.wallet_id, "wallet_id")
-        flags = request.linked * RequestFlag.LINKED
+        flags = _linked(request)
         digests = (NO_DIGEST, NO_DIGEST)
         record = _pack(packed_id, 0, kind, flags, 0, wallet_id, NO_ID, value, NO_CURRENCY, *digests)
         return Packed(packed_id, record, linked=request.linked)

@@ -12,7 +12,7 @@ from engine.domain.limits import TierLimits
 from engine.domain.transfer import Kind, Outcome, Request, SetTierLimits, WalletChange
 from engine.domain.wallet import FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN, check_tier
 from engine.errors import InvalidRequest
-from engine.requests import unpack_limits
+from engine.requests import check_bool, unpack_limits
 
 
 class WalletCalls(ABC):
@@ -107,6 +107,8 @@ class WalletCalls(ABC):
 
 
 def _frozen(debits: bool, credits: bool) -> int:
+    check_bool(debits, "debits")
+    check_bool(credits, "credits")
     if not debits and not credits:
         raise InvalidRequest("debits", "True, unless credits is", debits)
     return debits * FLAG_DEBIT_FROZEN | credits * FLAG_CREDIT_FROZEN

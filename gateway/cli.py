@@ -8,8 +8,21 @@ import threading
 
 import typer
 
-from gateway.commands import demo, ledger, money, replay, servers
-from gateway.exits import MEANINGS, Exit, exit_of, message_of
+from gateway.commands import (
+    chain,
+    currencies,
+    demo,
+    holds,
+    ledger,
+    money,
+    pending,
+    replay,
+    reviews,
+    servers,
+    tiers,
+    wallets,
+)
+from gateway.exits import MEANINGS, Exit, cause_of, exit_of, message_of
 from gateway.logs import configure_logs
 
 HELP = f"""A wallet balance engine: decided in Redis, proved in Postgres.
@@ -41,11 +54,20 @@ app.command()(replay.replay)
 app.command()(ledger.reconcile)
 app.command()(servers.up)
 app.command()(servers.persist)
-app.add_typer(money.wallet, name="wallet")
+app.add_typer(wallets.wallet, name="wallet")
 app.command()(money.transfer)
 app.command()(money.pay)
 app.command("top-up")(money.top_up)
 app.command()(money.withdraw)
+app.command()(money.refund)
+app.command()(money.chargeback)
+app.command(help=chain.HELP)(chain.chain)
+app.add_typer(holds.hold, name="hold")
+app.add_typer(pending.pending, name="pending")
+app.add_typer(tiers.tier, name="tier")
+app.add_typer(currencies.currency, name="currency")
+app.add_typer(reviews.review, name="review")
+app.add_typer(reviews.declined, name="declined")
 app.command()(ledger.statement)
 app.command()(servers.migrate)
 app.command()(money.lookup)
@@ -67,7 +89,7 @@ def main() -> None:
         status = exit_of(error)
         if status is None:
             raise
-        print(f"hotledger: {type(error).__name__}: {message_of(error)}", file=sys.stderr)
+        print(f"hotledger: {type(cause_of(error)).__name__}: {message_of(error)}", file=sys.stderr)
         sys.exit(status)
 
 

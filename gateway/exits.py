@@ -22,6 +22,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 3
     UNKNOWN = 4
     FATAL = 5
+    UNDER_REVIEW = 6
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -33,6 +34,7 @@ MEANINGS = """\
 3    servers unavailable or the data directory is busy; nothing was applied, try again with the same key
 4    the outcome is unknown: look it up, or send the same key again
 5    fatal: something is broken and a person has to look
+6    under review: a fraud rule locked the money until an operator approves or rejects it
 130  ended by Ctrl-C; what was sent is decided, send it again with the same keys to learn how
 143  ended by SIGTERM, likewise"""
 
@@ -48,17 +50,20 @@ _STATUS_OF: tuple[tuple[tuple[type[Exception], ...], Exit], ...] = (
 
 def exit_of(error: BaseException) -> Exit | None:
     """The status that this error ends a command with; None if it is not an expected one."""
-    error = _cause(error)
+    error = cause_of(error)
     return next((status for kinds, status in _STATUS_OF if isinstance(error, kinds)), None)
 
 
 def message_of(error: BaseException) -> str:
     """What to tell the user, without secrets."""
-    error = _cause(error)
+    error = cause_of(error)
     return redact_url(str(error).strip()) or type(error).__name__
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The driver's error in one of SQLAlchemy's, which only migrations can raise; not imported for its name alone."""
+def cause_of(error: BaseException) -> BaseException:
+    """What to tell of: the first error of those that ended a group of tasks; the driver's error in one of SQLAlchemy's,
+    which only migrations can raise and which is not imported for its name alone."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     original = getattr(error, "orig", None)
     return original if isinstance(original, Exception) else error

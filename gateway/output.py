@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from enum import IntEnum
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine import Outcome
+from engine import Kind, Outcome, Rule, Status
 from persister.report import Report
 
 MAX_DIFFERENCES_SHOWN = 50
@@ -42,24 +43,73 @@ def note(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Integers get separators, and their columns are aligned to the right; None is an empty cell."""
+    """Integers get separators, and their columns are aligned to the right; None is an empty cell.
+
+    An id is never folded, because people copy it.
+    """
     cells = [tuple(row) for row in rows]
     made = Table(title=title, title_justify="left")
     for at, name in enumerate(columns):
         numeric = bool(cells) and all(isinstance(row[at], int) for row in cells)
-        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        whole = any(isinstance(row[at], UUID) for row in cells)
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in cells:
         made.add_row(*map(_cell, row))
     out.print(made)
 
 
+def utc(at: datetime | int | None) -> str | None:
+    """A moment, given in ms since 1970 if it is an integer, for people."""
+    if isinstance(at, int):
+        at = datetime.fromtimestamp(at / 1000, UTC)
+    return None if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def age(seconds: float) -> str:
+    """A length of time for people, such as 2d 3h or 4m 5s."""
+    left = max(0, round(seconds))
+    parts = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        if left >= size:
+            parts.append(f"{left // size}{unit}")
+        left %= size
+    return " ".join(parts[:2]) or "0s"
+
+
+def rule_name(number: int) -> str | None:
+    """Of a fraud rule; None for 0, which is none."""
+    return Rule(number).name if number else None
+
+
+def in_words(kind: Kind) -> str:
+    return kind.name.lower().replace("_", " ")
+
+
+def side(wallet_id: int) -> str:
+    """A wallet for people: external ones have long negative ids."""
+    return str(wallet_id) if wallet_id > 0 else "outside"
+
+
+def record_json(record: Any) -> dict[str, Any]:
+    """A named tuple by its fields, with the names of enumerated values and of a fraud rule."""
+    fields: dict[str, Any] = {
+        name: value.name if isinstance(value, IntEnum) else value for name, value in record._asdict().items()
+    }
+    return fields | ({"rule": rule_name(fields["rule"])} if "rule" in fields else {})
+
+
 def outcome_json(outcome: Outcome, key: str | None) -> dict[str, Any]:
+    """rule, used and retry_at_ms are null unless a fraud rule stopped the request; see engine.Outcome."""
     return {
         "status": outcome.status,
         "sequence": outcome.sequence,
         "replayed": outcome.replayed,
         "debit_available_minor": outcome.debit_available_minor,
         "credit_available_minor": outcome.credit_available_minor,
+        "amount_minor": outcome.amount_minor,
+        "rule": rule_name(outcome.rule),
+        "used": outcome.used if outcome.status is Status.LIMIT_EXCEEDED else None,
+        "retry_at_ms": outcome.retry_at_ms or None,
         "transfer_id": outcome.transfer_id,
         "key": key,
     }
@@ -112,4 +162,6 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
     raise TypeError(type(value).__name__)

@@ -4,7 +4,7 @@ This file owns the rule of what a bad row is. A row is judged by itself, whateve
 
     both formats  as many columns as the header; quotes in pairs; an amount of 1 to 2^53-1 minor units
     paysim        a type of PAYSIM_TYPES; names of C or M and digits, whose wallet id is 1 to 2^63-1; old balances
-                  that are decimals of at most 2^53-1 cents either way
+                  that are decimals of at most 2^53-1 cents either way; where labels are asked for, isFraud of 0 or 1
     csv           a key of 1 to 255 characters; wallet ids of 1 to 2^63-1, of which one may be empty; a currency of
                   3 to 8 of A-Z and 0-9; an amount of digits; a kind of CSV_KINDS
 
@@ -45,6 +45,8 @@ PAYSIM_TYPES = {  # the kind, and whether the money goes from nameDest to nameOr
     "PAYMENT": (Kind.PAYMENT, False),
     "TRANSFER": (Kind.TRANSFER, False),
 }
+PAYSIM_LABEL = "isFraud"
+PAYSIM_LABELS = {"0": False, "1": True}
 CSV_COLUMNS = ("key", "debit", "credit", "amount_minor", "currency")
 CSV_KINDS = {
     "": Kind.TRANSFER,
@@ -78,11 +80,12 @@ class Sight(NamedTuple):
 
 
 class Row(NamedTuple):
-    """sights: in the order in which their wallets are to be opened."""
+    """sights: in the order in which their wallets are to be opened. fraud: the file's label, if it was asked for."""
 
     line: int
     movement: Transfer
     sights: tuple[Sight, ...]
+    fraud: bool = False
 
 
 class UnreadableFile(HotledgerError):
@@ -121,17 +124,19 @@ def open_source(path: Path) -> Iterator[Source]:
         raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def read_rows(file: TextIO, format: Format, limit: int | None = None) -> Iterator[Row | BadRow]:
+def read_rows(
+    file: TextIO, format: Format, limit: int | None = None, *, labelled: bool = False
+) -> Iterator[Row | BadRow]:
     """Each row of the file in order, as a Row or as what is wrong with it; at most `limit` of them.
 
-    Raises UnreadableFile.
+    labelled: whether to read paysim's label of fraud too. Raises UnreadableFile.
     """
     lines = csv.reader(_lines(file), strict=True)
     try:
         header = next(lines, [])
     except csv.Error as error:
         raise UnreadableFile(f"line 1: the header cannot be read: {error}") from error
-    parse = _paysim_parser(header) if format is Format.PAYSIM else _csv_parser(header)
+    parse = _paysim_parser(header, labelled) if format is Format.PAYSIM else _csv_parser(header)
     number = 0
     while limit is None or number < limit:
         line = lines.line_num + 1
@@ -163,30 +168,35 @@ def _lines(file: TextIO) -> Iterator[str]:
         raise UnreadableFile(f"the file is damaged after line {number}: {error}") from error
 
 
-_Parser = Callable[[int, Sequence[str]], tuple[Transfer, tuple[Sight, ...]]]
-"""(row number from 0, its fields) -> (movement, sights). Raises InvalidRequest."""
+_Parsed = tuple[Transfer, tuple[Sight, ...], bool]
+_Parser = Callable[[int, Sequence[str]], _Parsed]
+"""(row number from 0, its fields) -> (movement, sights, fraud) of a Row. Raises InvalidRequest."""
 
 
-def _paysim_parser(header: Sequence[str]) -> _Parser:
-    missing = [name for name in PAYSIM_COLUMNS if name not in header]
+def _paysim_parser(header: Sequence[str], labelled: bool) -> _Parser:
+    wanted = (*PAYSIM_COLUMNS, PAYSIM_LABEL) if labelled else PAYSIM_COLUMNS
+    missing = [name for name in wanted if name not in header]
     if missing:
         raise UnreadableFile(f"line 1: the header of a paysim file has the columns {missing}, this one does not")
     kind_at, amount_at, origin_at, origin_balance_at, destination_at, destination_balance_at = map(
         header.index, PAYSIM_COLUMNS
     )
 
-    def parse(number: int, fields: Sequence[str]) -> tuple[Transfer, tuple[Sight, ...]]:
+    label_at = header.index(PAYSIM_LABEL) if labelled else None
+
+    def parse(number: int, fields: Sequence[str]) -> _Parsed:
         kind, inwards = _one_of(PAYSIM_TYPES, "type", fields[kind_at])
         amount = check_amount(_cents(fields[amount_at], "amount"), "amount")
-        origin = _wallet_of_name(fields[origin_at], "nameOrig")
-        destination = _wallet_of_name(fields[destination_at], "nameDest")
+        origin = wallet_of_name(fields[origin_at], "nameOrig")
+        destination = wallet_of_name(fields[destination_at], "nameDest")
         sights = (
             Sight(origin, PAYSIM_CURRENCY, max(0, _cents(fields[origin_balance_at], "oldbalanceOrg"))),
             Sight(destination, PAYSIM_CURRENCY, max(0, _cents(fields[destination_balance_at], "oldbalanceDest"))),
         )
         debit, credit = (destination, origin) if inwards else (origin, destination)
         key = PAYSIM_KEY.format(row=number)
-        return Transfer(debit, credit, amount, key, None, kind, PAYSIM_CURRENCY), sights
+        fraud = label_at is not None and _one_of(PAYSIM_LABELS, PAYSIM_LABEL, fields[label_at])
+        return Transfer(debit, credit, amount, key, None, kind, PAYSIM_CURRENCY), sights, fraud
 
     return parse
 
@@ -196,7 +206,7 @@ def _csv_parser(header: Sequence[str]) -> _Parser:
         raise UnreadableFile(f"line 1: the header must be {','.join(CSV_COLUMNS)}[,kind], not {','.join(header)[:200]}")
     has_kind = len(header) > len(CSV_COLUMNS)
 
-    def parse(_: int, fields: Sequence[str]) -> tuple[Transfer, tuple[Sight, ...]]:
+    def parse(_: int, fields: Sequence[str]) -> _Parsed:
         key, debit_text, credit_text, amount_text, currency = fields[:5]
         check_key(key)
         outside = outside_of(currency)
@@ -207,7 +217,7 @@ def _csv_parser(header: Sequence[str]) -> _Parser:
         amount = check_amount(_integer(amount_text, "amount_minor"))
         kind = _one_of(CSV_KINDS, "kind", fields[5]) if has_kind else Kind.TRANSFER
         sights = tuple(Sight(wallet, currency, 0) for wallet in (debit, credit) if wallet != outside)
-        return Transfer(debit, credit, amount, key, None, kind, currency), sights
+        return Transfer(debit, credit, amount, key, None, kind, currency), sights, False
 
     return parse
 
@@ -219,8 +229,13 @@ def _one_of(choices: dict[str, _Value], field: str, text: str) -> _Value:
         raise InvalidRequest(field, f"one of {', '.join(filter(None, choices))}", text) from None
 
 
-def _wallet_of_name(name: str, field: str) -> int:
-    """2 n for C<n>, 2 n + 1 for M<n>."""
+def is_merchant(wallet_id: int) -> bool:
+    """Of a wallet of wallet_of_name."""
+    return wallet_id % 2 == _WHERE_IDS_BEGIN["M"]
+
+
+def wallet_of_name(name: str, field: str) -> int:
+    """2 n for C<n>, 2 n + 1 for M<n>. Raises InvalidRequest."""
     if not _NAME.match(name):
         raise InvalidRequest(field, "C or M and digits", name)
     wallet_id = 2 * int(name[1:]) + _WHERE_IDS_BEGIN[name[0]]

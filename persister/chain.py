@@ -1,9 +1,10 @@
 """The sha256 chain: proves that nobody edited the ledger.
 
 One link per journal entry: sha256(the link before, the entry's journal_batch row without the link, and the sha256
-of the entry's rows in journal_event, transfer, ledger_entry and wallet, in this order). A row is hashed as Postgres'
-binary COPY gives it, so the chain is rebuilt from table columns alone: the rows of a table by sequence, a
-transfer's debit leg ahead of its credit leg. Each table has its own hash so that a verifier reads one at a time.
+of the entry's rows in each of HASHED_TABLES, in their order). A table that came later is part of a link only where the
+entry has rows in it, with its name ahead: so links that are older than the table stay what they are. A row is hashed
+as Postgres' binary COPY gives it, so the chain is rebuilt from table columns alone: the rows of a table by sequence,
+a transfer's debit leg ahead of its credit leg. Each table has its own hash so that a verifier reads one at a time.
 
 The journal's own rolling sha1 is another thing: Redis computes it, and it recognises a history.
 """
@@ -19,23 +20,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persister.copy_binary import RowFormat, Rows
-from persister.rows import JOURNAL_EVENT, LEDGER_ENTRY, TRANSFER, WALLET
+from persister.formats import (
+    HOLD,
+    HOLD_CHANGE,
+    JOURNAL_EVENT,
+    LEDGER_ENTRY,
+    REFUND,
+    TIER_CHANGE,
+    TRANSFER,
+    TRANSFER_ORIGIN,
+    WALLET,
+    WALLET_CHANGE,
+)
 
 
 class Hashed(NamedTuple):
-    """A table in the chain. sequence: its column with the journal's sequence; order: of a shard's rows."""
+    """A table in the chain. sequence: its column with the journal's sequence; order: of a shard's rows.
+    later: it is part of a link only where the entry has rows in it."""
 
     format: RowFormat
-    sequence: str
-    order: str
+    sequence: str = "sequence"
+    order: str = "sequence"
+    later: bool = False
 
 
 HASHED_TABLES = (
-    Hashed(JOURNAL_EVENT, "sequence", "sequence"),
-    Hashed(TRANSFER, "sequence", "sequence"),
-    Hashed(LEDGER_ENTRY, "sequence", "sequence, amount"),
+    Hashed(JOURNAL_EVENT),
+    Hashed(TRANSFER),
+    Hashed(LEDGER_ENTRY, order="sequence, amount"),
     Hashed(WALLET, "opened_sequence", "opened_sequence"),
+    Hashed(WALLET_CHANGE, later=True),
+    Hashed(HOLD, later=True),
+    Hashed(HOLD_CHANGE, later=True),
+    Hashed(REFUND, later=True),
+    Hashed(TRANSFER_ORIGIN, later=True),
+    Hashed(TIER_CHANGE, later=True),
 )
+_NOTHING = sha256().digest()
+"""The hash of no rows."""
 
 
 def genesis(deployment_id: UUID, shard: int) -> bytes:
@@ -75,8 +97,9 @@ class TableHasher:
 
     def finish(self) -> list[bytes]:
         """All hashes; entries without rows in this table have that of nothing."""
-        while len(self.hashes) < len(self._ends):
+        if len(self.hashes) < len(self._ends):
             self._close()
+        self.hashes += [_NOTHING] * (len(self._ends) - len(self.hashes))
         return self.hashes
 
     def _close(self) -> None:
@@ -84,16 +107,28 @@ class TableHasher:
         self._open = sha256()
 
 
-def link(previous: bytes, header: bytes, hashes: Iterable[bytes]) -> bytes:
-    """One step of the chain. header: the entry's BATCH_HEADER row; hashes: of HASHED_TABLES, in their order."""
-    return sha256(b"".join((previous, header, *hashes))).digest()
+def contents(hashes: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """What each entry's rows add to its link. hashes: a TableHasher's for each of HASHED_TABLES, in their order."""
+    columns: list[Sequence[bytes]] = []
+    for table, of_table in zip(HASHED_TABLES, hashes, strict=True):
+        if not table.later:
+            columns.append(of_table)
+        elif any(digest != _NOTHING for digest in of_table):
+            name = table.format.table.encode()
+            columns.append([b"" if digest == _NOTHING else name + digest for digest in of_table])
+    return [b"".join(of_entry) for of_entry in zip(*columns, strict=True)]
 
 
-def links(previous: bytes, headers: Rows, hashes: Sequence[Sequence[bytes]]) -> list[bytes]:
-    """The link of each entry. headers: BATCH_HEADER rows; hashes: a TableHasher's for each of HASHED_TABLES."""
+def link(previous: bytes, header: bytes, content: bytes) -> bytes:
+    """One step of the chain. header: the entry's BATCH_HEADER row; content: of its rows, from contents()."""
+    return sha256(b"".join((previous, header, content))).digest()
+
+
+def links(previous: bytes, headers: Rows, of_entries: Iterable[bytes]) -> list[bytes]:
+    """The link of each entry. headers: BATCH_HEADER rows; of_entries: contents() of the same entries."""
     size, data = headers.dtype.itemsize, headers.tobytes()
     made = []
-    for at, of_entry in enumerate(zip(*hashes, strict=True)):
-        previous = link(previous, data[at * size : (at + 1) * size], of_entry)
+    for at, content in enumerate(of_entries):
+        previous = link(previous, data[at * size : (at + 1) * size], content)
         made.append(previous)
     return made

@@ -23,18 +23,20 @@ TRAILER = b"\xff\xff"
 
 _TYPES = {
     "int2": ">i2",
+    "int4": ">i4",
     "int8": ">i8",
     "timestamptz": ">i8",
     "uuid": "V16",
     "char8": "V8",
+    "digest": "V8",
     "sha1": "V20",
     "sha256": "V32",
 }
 """A column's type to numpy's. timestamptz is microseconds since 2000-01-01 UTC."""
 
 _INT8_OID, _INT8_ARRAY_OID = 20, 1016
+_UUID_OID, _UUID_ARRAY_OID = 2950, 2951
 _ARRAY_HEADER = struct.Struct("!iiiii")
-_ARRAY_ITEM = np.dtype([("length", ">i4"), ("value", ">i8")])
 
 Rows = NDArray[np.void]
 
@@ -102,6 +104,13 @@ class BigintArray:
     values: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class UuidArray:
+    """A parameter for a uuid[], as BigintArray. values: 16 raw bytes each."""
+
+    values: NDArray[np.void]
+
+
 class BigintArrayDumper(Dumper):
     """psycopg's adapter of BigintArray."""
 
@@ -109,8 +118,28 @@ class BigintArrayDumper(Dumper):
     oid = _INT8_ARRAY_OID
 
     def dump(self, obj: BigintArray) -> Buffer:
-        items = np.empty(len(obj.values), _ARRAY_ITEM)
-        items["length"] = 8
-        items["value"] = obj.values
-        # One dimension, no NULLs, numbered from 1.
-        return _ARRAY_HEADER.pack(1, 0, _INT8_OID, len(items), 1) + items.tobytes()
+        return _packed_array(obj.values, _INT8_OID, ">i8")
+
+
+class UuidArrayDumper(Dumper):
+    """psycopg's adapter of UuidArray."""
+
+    format = Format.BINARY
+    oid = _UUID_ARRAY_OID
+
+    def dump(self, obj: UuidArray) -> Buffer:
+        return _packed_array(obj.values, _UUID_OID, "V16")
+
+
+def register_arrays(connection: psycopg.Connection[Any]) -> None:
+    """Let the connection take both as parameters."""
+    connection.adapters.register_dumper(BigintArray, BigintArrayDumper)
+    connection.adapters.register_dumper(UuidArray, UuidArrayDumper)
+
+
+def _packed_array(values: NDArray[Any], item_oid: int, item_type: str) -> bytes:
+    """One dimension, no NULLs, numbered from 1."""
+    items = np.empty(len(values), [("length", ">i4"), ("value", item_type)])
+    items["length"] = items.dtype["value"].itemsize
+    items["value"] = values
+    return _ARRAY_HEADER.pack(1, 0, item_oid, len(items), 1) + items.tobytes()

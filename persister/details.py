@@ -1,6 +1,7 @@
-"""What callers attach to transfers: a JSON array [reference, metadata], split for its columns and put together again.
+"""What callers attach: a JSON array [reference, metadata], split for its columns and put together again.
 
-Both ways keep the bytes, because transfer.details_digest is over them; the digest's definition is engine.requests'.
+Both ways keep the bytes, because details_digest of the transfer or the hold's change is over them; the digest's
+definition is engine.requests'.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from engine.errors import CorruptRecord
 from engine.requests import details_digest
 from persister.copy_binary import SIGNATURE, TRAILER
 
-_COLUMNS = struct.Struct("!hi16s")
+_TRANSFER_KEY = struct.Struct("!hi16s")
+_HOLD_KEY = struct.Struct("!hihiq")
 _LENGTH = struct.Struct("!i")
 _NULL = _LENGTH.pack(-1)
 
@@ -35,12 +37,22 @@ def join(reference: str | None, metadata: str | None) -> bytes:
     return _head(reference) + (b"null" if metadata is None else metadata.encode()) + b"]"
 
 
+def transfer_key(transfer_id: bytes) -> bytes:
+    """What a row of transfer_detail begins with in the binary COPY: how many columns it has, and the first."""
+    return _TRANSFER_KEY.pack(3, 16, transfer_id)
+
+
+def hold_key(shard: int, sequence: int) -> bytes:
+    """What a row of hold_detail begins with."""
+    return _HOLD_KEY.pack(4, 2, shard, 8, sequence)
+
+
 def copy_stream(details: list[tuple[bytes, bytes]]) -> bytes:
-    """The binary COPY of transfer_detail. details: (16-byte transfer id, details). Raises CorruptRecord."""
+    """The binary COPY of one of the tables. details: (what its row begins with, details). Raises CorruptRecord."""
     parts = [SIGNATURE]
-    for transfer_id, packed in details:
+    for key, packed in details:
         reference, metadata = split(packed)
-        parts.append(_COLUMNS.pack(3, 16, transfer_id))
+        parts.append(key)
         parts += _text(None if reference is None else reference.encode())
         parts += _text(metadata)
     parts.append(TRAILER)
@@ -48,7 +60,7 @@ def copy_stream(details: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def digest_of(reference: str | None, metadata: str | None) -> int:
-    """What transfer.details_digest must be for these columns."""
+    """What details_digest must be for these columns."""
     return int.from_bytes(details_digest(join(reference, metadata)), "little", signed=True)
 
 

@@ -1,9 +1,12 @@
 """A transfer id that comes again after Redis forgot it: the ledger's side of what was already decided.
 
 Redis keeps outcomes for two idempotency generations. A key that returns later is a new request to it, posted and
-answered; the ledger must hold what happened, and its transfer ids are unique. So the late one is entered under an
-id derived from the first, and listed in transfer_duplicate: sequences, versions and balances stay those of Redis, the
-shard goes on, and undoing the payment is an operator's decision.
+answered; the ledger must hold what happened, and its transfer ids are unique. So the late one, whatever kind of
+movement it is, is entered under an id derived from the first, and listed in transfer_duplicate: sequences, versions
+and balances stay those of Redis, the shard goes on, and undoing the payment is an operator's decision.
+
+Nothing that refers to such an id is renamed. A refund is judged by all that was paid under the id (checks/refunds.sql);
+a hold's id is no transfer's, and names the last hold that was made under it (holds.py).
 """
 
 from __future__ import annotations

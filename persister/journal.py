@@ -9,14 +9,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha1
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.domain.money import MAX_AMOUNT_MINOR
-from engine.domain.transfer import MOVEMENTS, Kind
+from engine.domain.transfer import HOLD_CHANGES, MOVEMENTS, Kind
+from engine.domain.wallet import MAX_TIER
 from engine.errors import CorruptRecord, JournalGap
 from engine.wire import (
     DETAILS,
@@ -24,18 +26,28 @@ from engine.wire import (
     HASHED_HEADER,
     JOURNAL_DETAILS_FIELD,
     JOURNAL_HEADER_FIELD,
+    JOURNAL_LINKS_FIELD,
+    JOURNAL_ORIGINS_FIELD,
     JOURNAL_RECORD,
     JOURNAL_RECORDS_FIELD,
+    JOURNAL_TIERS_FIELD,
     LAYOUT_VERSION,
+    LINK,
+    ORIGIN,
+    TIER_CHANGE,
     Layout,
 )
 
 RawEntry = tuple[bytes, dict[bytes, bytes]]
 """A stream entry as the client returns it: its id, and its fields."""
 
+Numbers = NDArray[np.int64]
+
+MAX_TIME_MS = 253_402_300_800_000
+"""The year 10000, well within timestamptz."""
+
 _EPOCH_2000_MS = 946_684_800_000
-_MAX_TIME_MS = 253_402_300_800_000  # the year 10000, well within timestamptz
-_NUMPY_CODES = {"B": "u1", "H": "<u2", "d": "<f8", "q": "<i8"}
+_NUMPY_CODES = {"B": "u1", "H": "<u2", "I": "<u4", "d": "<f8", "q": "<i8"}
 
 
 def numpy_type(layout: Layout) -> np.dtype[np.void]:
@@ -43,10 +55,28 @@ def numpy_type(layout: Layout) -> np.dtype[np.void]:
     return np.dtype([(name, _NUMPY_CODES.get(code) or f"V{code[:-1]}") for name, code in layout.fields])
 
 
+_Time = TypeVar("_Time", int, Numbers)
+
+
+def microseconds(time_ms: _Time) -> _Time:
+    """A time of Redis as Postgres counts: microseconds since 2000-01-01 UTC."""
+    return (time_ms - _EPOCH_2000_MS) * 1000
+
+
+def kind_set(kinds: Iterable[Kind]) -> NDArray[np.bool_]:
+    """The kinds as a table by their number, so that an array of kinds is looked up at once."""
+    table = np.zeros(256, bool)
+    table[list(kinds)] = True
+    return table
+
+
 RECORD = numpy_type(JOURNAL_RECORD)
-_NUMBERS = tuple(name for name, code in JOURNAL_RECORD.fields if code == "d")
-_KINDS = np.array(sorted(Kind), np.uint8)
-_MOVEMENTS = np.array(sorted(MOVEMENTS), np.uint8)
+LINKED_KINDS = HOLD_CHANGES | {Kind.REFUND, Kind.CHARGEBACK}
+"""The kinds whose records refer to a hold or a transfer: exactly these have a LINK."""
+
+_KNOWN = kind_set(Kind)
+_MOVES = kind_set(MOVEMENTS)
+_LINKED = kind_set(LINKED_KINDS)
 
 
 class Place(NamedTuple):
@@ -73,27 +103,51 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some entries that follow each other. Arrays have one item per record; details are by sequence."""
+    """Some entries that follow each other.
+
+    records, sequence and at_us have one item per record; details are by sequence. origins, links and tier_changes
+    have one for some of the records, in their order, and name the sequence.
+    """
 
     before: Place
     entries: Sequence[Entry]
     records: NDArray[np.void]
-    sequence: NDArray[np.int64]
-    at_us: NDArray[np.int64]
+    sequence: Numbers
+    at_us: Numbers
     details: dict[int, bytes]
+    origins: NDArray[np.void]
+    links: NDArray[np.void]
+    tier_changes: NDArray[np.void]
 
     @property
     def after(self) -> Place:
         return self.entries[-1].place
 
-    @property
+    @cached_property
     def moves_money(self) -> NDArray[np.bool_]:
-        return np.isin(self.records["kind"], _MOVEMENTS)
+        moves: NDArray[np.bool_] = _MOVES[self.records["kind"]]
+        return moves
 
-    @property
+    @cached_property
     def opens_wallet(self) -> NDArray[np.bool_]:
         opening: NDArray[np.bool_] = self.records["kind"] == Kind.OPEN_WALLET
         return opening
+
+    def records_of(self, attached: NDArray[np.void]) -> NDArray[np.intp]:
+        """Where the records are that origins, links or tier_changes belong to."""
+        return (attached["sequence"] - (self.before.sequence + 1)).astype(np.intp)
+
+
+class _Read(NamedTuple):
+    """One entry's header, and the packed contents of its fields, b'' for those that it does not have."""
+
+    name: str
+    entry: Entry
+    records: bytes
+    details: bytes
+    origins: bytes
+    links: bytes
+    tier_changes: bytes
 
 
 def decode(before: Place, raw: Iterable[RawEntry]) -> Batch:
@@ -102,50 +156,55 @@ def decode(before: Place, raw: Iterable[RawEntry]) -> Batch:
     raw: at least one entry. Raises JournalGap if they do not continue it, CorruptRecord if they cannot be read.
     """
     place = before
-    entries, packed = [], []
+    read = []
     details: dict[int, bytes] = {}
     for entry_id, fields in raw:
-        name = entry_id.decode(errors="replace")
-        entry, content, attached = _read_entry(name, place, fields)
-        entries.append(entry)
-        packed.append(content)
-        if attached:
-            details.update(_split_details(name, attached))
-        place = entry.place
-    records = np.frombuffer(b"".join(packed), RECORD)
+        found = _read_entry(entry_id.decode(errors="replace"), place, fields)
+        read.append(found)
+        if found.details:
+            details.update(_split_details(found.name, found.details))
+        place = found.entry.place
+    entries = [found.entry for found in read]
     counts = [entry.last_sequence - entry.first_sequence + 1 for entry in entries]
     batch = Batch(
         before=before,
         entries=entries,
-        records=records,
+        records=np.frombuffer(b"".join([found.records for found in read]), RECORD),
         sequence=np.arange(before.sequence + 1, place.sequence + 1, dtype=np.int64),
         at_us=np.repeat(np.array([entry.at_us for entry in entries], np.int64), counts),
         details=details,
+        origins=_attached(ORIGIN, entries, [found.origins for found in read]),
+        links=_attached(LINK, entries, [found.links for found in read]),
+        tier_changes=_attached(TIER_CHANGE, entries, [found.tier_changes for found in read]),
     )
     _check_records(batch)
     return batch
 
 
-def _read_entry(name: str, place: Place, fields: dict[bytes, bytes]) -> tuple[Entry, bytes, bytes]:
+def _read_entry(name: str, place: Place, fields: dict[bytes, bytes]) -> _Read:
     try:
         header = ENTRY_HEADER.unpack(fields[JOURNAL_HEADER_FIELD])
         records = fields[JOURNAL_RECORDS_FIELD]
     except (KeyError, struct.error, ValueError, OverflowError) as error:
         raise CorruptRecord(f"journal entry {name}: its header cannot be read ({error!r})") from error
-    attached = fields.get(JOURNAL_DETAILS_FIELD, b"")
+    details = fields.get(JOURNAL_DETAILS_FIELD, b"")
+    origins = fields.get(JOURNAL_ORIGINS_FIELD, b"")
+    links = fields.get(JOURNAL_LINKS_FIELD, b"")
+    tiers = fields.get(JOURNAL_TIERS_FIELD, b"")
     if header["layout"] != LAYOUT_VERSION:
         raise CorruptRecord(f"journal entry {name}: layout {header['layout']}, this program reads {LAYOUT_VERSION}")
     _check_continues(name, place, header)
     _check_size(name, header, len(records))
-    numbers = [header[field] for field, _ in HASHED_HEADER.fields]
-    hashed = sha1(place.hash + HASHED_HEADER.struct.pack(*numbers) + records + attached, usedforsecurity=False)
-    if hashed.hexdigest().encode() != header["hash"]:
-        raise JournalGap(
-            f"journal entry {name}: its content hashes to {hashed.hexdigest()}, it says {_text(header['hash'])}"
-        )
-    at_us = (header["time_ms"] - _EPOCH_2000_MS) * 1000
+    hashed = HASHED_HEADER.struct.pack(
+        header["epoch"], header["first_sequence"], header["last_sequence"], header["time_ms"],
+        len(details), len(origins), len(links),
+    )  # fmt: skip
+    rolled = sha1(place.hash + hashed + records + details + origins + links + tiers, usedforsecurity=False).hexdigest()
+    if rolled.encode() != header["hash"]:
+        raise JournalGap(f"journal entry {name}: its content hashes to {rolled}, it says {_text(header['hash'])}")
+    at_us = microseconds(header["time_ms"])
     entry = Entry(header["epoch"], header["first_sequence"], header["last_sequence"], at_us, header["hash"])
-    return entry, records, attached
+    return _Read(name, entry, records, details, origins, links, tiers)
 
 
 def _check_continues(name: str, place: Place, header: dict[str, Any]) -> None:
@@ -171,7 +230,7 @@ def _check_size(name: str, header: dict[str, Any], size: int) -> None:
         )
     if size != count * JOURNAL_RECORD.size:
         raise CorruptRecord(f"journal entry {name}: {size} bytes for {count} records of {JOURNAL_RECORD.size}")
-    if not 0 <= header["time_ms"] < _MAX_TIME_MS:
+    if not 0 <= header["time_ms"] < MAX_TIME_MS:
         raise CorruptRecord(f"journal entry {name}: time {header['time_ms']} ms")
 
 
@@ -186,26 +245,76 @@ def _split_details(name: str, packed: bytes) -> Iterable[tuple[int, bytes]]:
         yield int(sequence), packed[position - size : position]
 
 
+def _attached(layout: Layout, entries: Sequence[Entry], parts: Sequence[bytes]) -> NDArray[np.void]:
+    """The records of a layout that entries have besides, parts[i] with entries[i]; each in the entry it belongs to."""
+    packed = b"".join(parts)
+    if not packed:
+        return np.empty(0, numpy_type(layout))
+    what = f"sequences {entries[0].first_sequence} to {entries[-1].last_sequence}: a {layout.name}"
+    if any(len(part) % layout.size for part in parts):
+        raise CorruptRecord(f"{what} has another size than {layout.size} bytes")
+    records = np.frombuffer(packed, numpy_type(layout))
+    for name, at in _broken_numbers(layout, records):
+        raise CorruptRecord(f"{what}: {name} is {records[name][at]}, no whole number in its bound")
+    counts = [len(part) // layout.size for part in parts]
+    sequence = records["sequence"]
+    outside = (sequence < np.repeat([entry.first_sequence for entry in entries], counts)) | (
+        sequence > np.repeat([entry.last_sequence for entry in entries], counts)
+    )
+    if outside.any() or (np.diff(sequence) <= 0).any():
+        raise CorruptRecord(f"{what} belongs to no record of its entry, or to one that has another")
+    return records
+
+
+def _broken_numbers(layout: Layout, records: NDArray[np.void]) -> Iterable[tuple[str, int]]:
+    """The first value of each column that is no whole number within what Redis keeps exact: its name and place."""
+    for name, code in layout.fields:
+        if code == "d":
+            column = records[name]
+            whole = (np.abs(column) <= MAX_AMOUNT_MINOR) & (np.trunc(column) == column)  # both false for NaN
+            if not whole.all():
+                yield name, int(np.argmin(whole))
+
+
 def _check_records(batch: Batch) -> None:
-    """What the arithmetic further on relies on: known kinds, whole numbers in their bound, all details there."""
-    records = batch.records
-    known = np.isin(records["kind"], _KINDS)
+    """What the arithmetic further on relies on: known kinds, whole numbers, and what belongs to each is there."""
+    records, kinds = batch.records, batch.records["kind"]
+    known = _KNOWN[kinds]
     if not known.all():
         at = int(np.argmin(known))
         raise CorruptRecord(
-            f"sequence {batch.sequence[at]}: kind {records['kind'][at]} is unknown; a newer engine may have written it"
+            f"sequence {batch.sequence[at]}: kind {kinds[at]} is unknown; a newer engine may have written it"
         )
-    for name in _NUMBERS:
-        column = records[name]
-        whole = (np.abs(column) <= MAX_AMOUNT_MINOR) & (np.trunc(column) == column)  # both false for NaN
-        if not whole.all():
-            at = int(np.argmin(whole))
-            raise CorruptRecord(f"sequence {batch.sequence[at]}: {name} is {column[at]}, no whole number in its bound")
+    for name, at in _broken_numbers(JOURNAL_RECORD, records):
+        raise CorruptRecord(
+            f"sequence {batch.sequence[at]}: {name} is {records[name][at]}, no whole number in its bound"
+        )
     announced = {
         int(batch.sequence[at]): int(records["details_size"][at]) for at in np.flatnonzero(records["details_size"])
     }
     if announced != {sequence: len(text) for sequence, text in batch.details.items()}:
         raise CorruptRecord(f"sequences {batch.before.sequence + 1} on: the details are not those announced")
+    _check_belong(batch, batch.links, _LINKED[kinds], "link")
+    _check_belong(batch, batch.tier_changes, kinds == Kind.SET_TIER_LIMITS, "tier change")
+    _check_tier_changes(batch)
+
+
+def _check_belong(batch: Batch, attached: NDArray[np.void], expected: NDArray[np.bool_], what: str) -> None:
+    """attached: one for exactly the expected records."""
+    present = np.zeros(len(expected), bool)
+    present[batch.records_of(attached)] = True
+    if (present != expected).any():
+        at = int(np.argmax(present != expected))
+        has = "has a" if present[at] else "lacks its"
+        raise CorruptRecord(f"sequence {batch.sequence[at]}: kind {batch.records['kind'][at]} {has} {what}")
+
+
+def _check_tier_changes(batch: Batch) -> None:
+    tiers = batch.tier_changes
+    sound = (tiers["layout"] == LAYOUT_VERSION) & (tiers["tier"] == batch.records["amount"][batch.records_of(tiers)])
+    sound &= (tiers["tier"] >= 1) & (tiers["tier"] <= MAX_TIER)
+    if not sound.all():
+        raise CorruptRecord(f"sequence {tiers['sequence'][np.argmin(sound)]:.0f}: limits of another tier, or layout")
 
 
 def _text(digest: bytes) -> str:

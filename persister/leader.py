@@ -12,21 +12,32 @@ import time
 from dataclasses import dataclass
 from uuid import uuid4
 
+import psycopg
 import structlog
 
 from engine.domain.ids import key_fingerprint
 from engine.errors import CorruptRecord, Fatal, HistoryMismatch, JournalGap, LedgerImbalance
 from engine.servers import RedisServer
 from engine.shard import ShardState
-from engine.wire import MAX_BATCH
+from engine.wire import DECLINED, MAX_BATCH
+from persister import declined
 from persister.journal import Place, RawEntry, decode
 from persister.ledger import Ledger, LedgerState
 from persister.opening import Step, next_step, place_of
 from persister.redis_shard import LibraryMissing, Moved, RedisAway, RedisShard
+from persister.sweeper import Sweeper
 
 IDLE_WAIT_MS = 100
 FENCE_INTERVAL_S = 0.1
 GENERATION_INTERVAL_S = 3.0
+SWEEP_INTERVAL_S = 0.25
+DECLINED_INTERVAL_S = 1.0
+DECLINED_ENTRIES, DECLINED_ROWS = 16, 10_000
+"""Of the side stream of refused movements: entries asked for at once, rows after which it is left until the next
+time. An entry has at most MAX_BATCH."""
+
+MAX_DECLINED_ROUNDS = 100
+
 AGAIN_S = 0.02
 NEVER = float("-inf")
 
@@ -62,7 +73,8 @@ class Leader:
         self._stop = stop
         self._place = Place(0, 0, b"")
         self._promised = 0
-        self._watched_at = self._generation_at = NEVER
+        self._sweeper = Sweeper(redis)
+        self._watched_at = self._generation_at = self._swept_at = self._declined_at = NEVER
         self._log = structlog.get_logger().bind(shard=settings.shard)
 
     def serve(self, *, until_drained: bool) -> None:
@@ -82,13 +94,14 @@ class Leader:
                         f"and its journal has nothing after {self._place.sequence}"
                     )
                 elif until_drained and self._has_everything():
+                    self._collect_all_declined()
                     return
             except (LibraryMissing, Moved) as found:
                 self._log.warning("shard.to_be_opened_again", reason=str(found))
                 self._watched_at = NEVER
 
     def _watch(self) -> None:
-        """What is due now: a look at the fence, a look at the idempotency generation."""
+        """What is due now: a look at the fence, at the idempotency generation, at holds, at refused movements."""
         now = time.monotonic()
         if now - self._watched_at >= FENCE_INTERVAL_S:
             state = None if self._watched_at == NEVER else self._redis.state()
@@ -101,6 +114,12 @@ class Leader:
         if now - self._generation_at >= GENERATION_INTERVAL_S:
             self._end_old_generation()
             self._generation_at = now
+        if now - self._swept_at >= SWEEP_INTERVAL_S:
+            # After hours of downtime there is more than one batch of them; the journal is drained in between.
+            self._swept_at = NEVER if self._sweeper.sweep() else now
+        if now - self._declined_at >= DECLINED_INTERVAL_S:
+            self._collect_declined()
+            self._declined_at = now
 
     def _has_everything(self) -> bool:
         meta = self._redis.state().meta
@@ -155,6 +174,7 @@ class Leader:
             self._ledger.begin_shard(ledger.deployment_id)
             return False
         self._place = ledger.place
+        self._sweeper.deployment = ledger.deployment_id.bytes
         match step:
             case Step.INITIALISE:
                 self._redis.initialise(ledger.deployment_id.bytes, ledger.key_fingerprint, ledger.place.epoch)
@@ -222,3 +242,32 @@ class Leader:
         too_big = redis.idempotency_records > self._settings.max_idempotency_records
         if (too_old or too_big) and self._redis.end_generation(redis.meta["epoch"], ledger.generation):
             self._log.info("generation.ended", generation=ledger.generation, records=redis.idempotency_records)
+
+    def _collect_all_declined(self) -> None:
+        # Some bound, if ever more comes in.
+        for _ in range(MAX_DECLINED_ROUNDS):
+            if not self._collect_declined():
+                return
+
+    def _collect_declined(self) -> bool:
+        """Bring refused movements into the ledger; True if there may be more. It fails quietly: a server that is away
+        is found out by what comes next."""
+        try:
+            before = self._ledger.declined_read_to()
+            found = self._read_declined(before)
+            if found:
+                attempts = declined.rows_of(self._settings.shard, [packed for _, packed in found])
+                self._ledger.add_declined(attempts, before, after=found[-1][0])
+            return bool(found)
+        except (Fatal, psycopg.Error) as error:
+            self._log.error("declined.not_collected", kind=type(error).__name__, error=str(error))
+            return False
+
+    def _read_declined(self, after: str) -> list[tuple[str, bytes]]:
+        found: list[tuple[str, bytes]] = []
+        while sum(len(packed) for _, packed in found) < DECLINED_ROWS * DECLINED.size:
+            some = self._redis.declined(found[-1][0] if found else after, DECLINED_ENTRIES)
+            found += some
+            if len(some) < DECLINED_ENTRIES:
+                break
+        return found

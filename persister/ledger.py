@@ -6,10 +6,11 @@ balances it changes. A write that does not fit raises, and its transaction leave
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import numpy as np
 import psycopg
 import structlog
 from psycopg import errors
@@ -18,11 +19,15 @@ from engine.domain.transfer import Kind
 from engine.errors import CorruptRecord, Fatal, JournalGap, LedgerImbalance
 from engine.wire import ZERO_HASH
 from persister import chain, details, rows
-from persister.copy_binary import BigintArray, BigintArrayDumper
+from persister.copy_binary import BigintArray, Rows, UuidArray, register_arrays
+from persister.declined import BEGINNING
 from persister.duplicates import Duplicate, ids_of_transfers, renamed
+from persister.formats import DECLINED_ATTEMPT, JOURNAL_BATCH, OPEN_HOLD
+from persister.holds import HoldChanges, OpenHolds, hold_changes_of, open_holds_after
 from persister.journal import Batch, Place
 from persister.legs import Changes, changes_of, legs_of
 from persister.sql import sql
+from persister.states import StateChanges, opened_flags, state_changes_of
 
 LEADER_LOCK = 0x484C4452
 """First number of the advisory locks of leadership; the second is the shard."""
@@ -39,6 +44,18 @@ class LedgerState(NamedTuple):
     generation_age_s: float
 
 
+class _Prepared(NamedTuple):
+    """A batch as what is to be written. links: the chain after each of its entries."""
+
+    batch: Batch
+    changes: Changes
+    states: StateChanges | None
+    holds: OpenHolds | None
+    tables: tuple[rows.Table, ...]
+    headers: Rows
+    links: list[bytes]
+
+
 class Ledger:
     """The ledger of one shard, over a connection in autocommit mode that the caller owns.
 
@@ -46,7 +63,7 @@ class Ledger:
     """
 
     def __init__(self, connection: psycopg.Connection, shard: int) -> None:
-        connection.adapters.register_dumper(BigintArray, BigintArrayDumper)
+        register_arrays(connection)
         self._connection = connection
         self._shard = shard
         self._chain = b""
@@ -86,10 +103,10 @@ class Ledger:
         self._connection.execute(sql("begin_shard"), values)
 
     def write(self, batch: Batch) -> None:
-        """Commit the batch: events, transfers, entries, wallets, balances, details and the new place.
+        """Commit the batch: events, what each of them did, balances, states, open holds, details and the new place.
 
         Call state() first on a new connection. Raises JournalGap if the batch does not continue the ledger,
-        LedgerImbalance if it contradicts its balances, CorruptRecord if Postgres refuses a value.
+        LedgerImbalance if it contradicts its balances or holds, CorruptRecord if Postgres refuses a value.
         """
         try:
             self._commit(batch)
@@ -97,6 +114,23 @@ class Ledger:
             if error.diag.table_name != "transfer":
                 raise JournalGap(f"{error.diag.table_name} has it already: {error.diag.message_detail}") from error
             self._commit_renamed(batch)
+
+    def declined_read_to(self) -> str:
+        """The last entry of the side stream of refused movements that add_declined has added."""
+        query = "SELECT read_to FROM declined_read WHERE shard = %s"
+        row = self._connection.execute(query, (self._shard,)).fetchone()
+        return row[0] if row else BEGINNING
+
+    def add_declined(self, attempts: Rows, before: str, after: str) -> None:
+        """Add rows of DECLINED_ATTEMPT, which the side stream has after `before` up to `after`.
+
+        Raises JournalGap, and adds nothing, if the stream was read to another place.
+        """
+        with self._connection.transaction(), self._connection.cursor() as cursor:
+            values = {"shard": self._shard, "before": before, "after": after}
+            if cursor.execute(sql("advance_declined"), values).rowcount != 1:
+                raise JournalGap(f"refused movements were not read to {before}, but by somebody else")
+            DECLINED_ATTEMPT.copy_in(cursor, attempts)
 
     def _commit_renamed(self, batch: Batch) -> None:
         """Commit a batch with transfers whose ids the ledger has already; see duplicates.py."""
@@ -113,29 +147,43 @@ class Ledger:
             )
 
     def _commit(self, batch: Batch, duplicates: Iterable[Duplicate] = ()) -> None:
-        legs = legs_of(batch)
-        changes = changes_of(legs)
-        tables = rows.tables(self._shard, batch, legs)
-        headers = rows.batch_headers(self._shard, batch)
-        links = chain.links(self._chain, headers, _hashes(batch, tables))
+        prepared = self._prepare(batch)
         try:
             with self._connection.transaction(), self._connection.cursor() as cursor:
-                self._advance(cursor, batch, links[-1])
-                rows.JOURNAL_BATCH.copy_in(cursor, rows.with_chain(headers, links))
-                for table in tables:
+                self._advance(cursor, batch, prepared.links[-1])
+                JOURNAL_BATCH.copy_in(cursor, rows.with_chain(prepared.headers, prepared.links))
+                for table in prepared.tables:
                     if len(table.rows):
                         table.format.copy_in(cursor, table.rows[table.index_order])
                 for duplicate in duplicates:
                     cursor.execute(sql("add_duplicate"), {**duplicate._asdict(), "shard": self._shard})
                 self._copy_details(cursor, batch)
-                self._update_balances(cursor, changes, batch)
+                self._update_wallets(cursor, prepared)
+                if prepared.holds:
+                    self._update_open_holds(cursor, batch, prepared.holds)
         except _Unguarded as found:
-            raise self._explain(changes, found.updated) from None
+            raise self._explain(found) from None
         except errors.UniqueViolation:
             raise
         except (errors.IntegrityError, errors.DataError) as error:
             raise CorruptRecord(f"Postgres refuses a value after sequence {batch.before.sequence}: {error}") from error
-        self._chain = links[-1]
+        self._chain = prepared.links[-1]
+
+    def _prepare(self, batch: Batch) -> _Prepared:
+        """Everything that can be checked and made without Postgres."""
+        legs = legs_of(batch)
+        holds = hold_changes_of(batch)
+        tables = rows.tables(self._shard, batch, legs, holds)
+        headers = rows.batch_headers(self._shard, batch)
+        return _Prepared(
+            batch=batch,
+            changes=changes_of(legs),
+            states=state_changes_of(batch),
+            holds=open_holds_after(holds) if len(holds.at) else None,
+            tables=tables,
+            headers=headers,
+            links=chain.links(self._chain, headers, chain.contents(_hashes(batch, tables))),
+        )
 
     def _advance(self, cursor: psycopg.Cursor[Any], batch: Batch, link: bytes) -> None:
         ended = batch.records["amount"][batch.records["kind"] == Kind.END_GENERATION]
@@ -158,49 +206,101 @@ class Ledger:
             )
 
     def _copy_details(self, cursor: psycopg.Cursor[Any], batch: Batch) -> None:
-        ids, moved, first = batch.records["id"], batch.moves_money, batch.before.sequence + 1
-        attached = [
-            (ids[sequence - first].tobytes(), packed)
-            for sequence, packed in batch.details.items()
-            if moved[sequence - first]
-        ]
-        if not attached:
+        """References and metadata: of transfers under their ids, of what changed a hold under its sequence."""
+        if not batch.details:
             return
-        with cursor.copy("COPY transfer_detail FROM STDIN (FORMAT BINARY)") as copy:
-            copy.write(details.copy_stream(attached))
+        ids, moved, first = batch.records["id"], batch.moves_money, batch.before.sequence + 1
+        changes_hold = np.zeros(len(ids), bool)
+        changes_hold[batch.records_of(batch.links)] = True
+        of_transfers, of_holds = [], []
+        for sequence, packed in batch.details.items():
+            if moved[sequence - first]:
+                of_transfers.append((details.transfer_key(ids[sequence - first].tobytes()), packed))
+            elif changes_hold[sequence - first]:
+                of_holds.append((details.hold_key(self._shard, sequence), packed))
+        for table, attached in (("transfer_detail", of_transfers), ("hold_detail", of_holds)):
+            if attached:
+                with cursor.copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
+                    copy.write(details.copy_stream(attached))
 
-    def _update_balances(self, cursor: psycopg.Cursor[Any], changes: Changes, batch: Batch) -> None:
-        opened = batch.records["debit"][batch.opens_wallet]
+    def _update_wallets(self, cursor: psycopg.Cursor[Any], prepared: _Prepared) -> None:
+        opened = prepared.batch.records[prepared.batch.opens_wallet]
         if len(opened):
-            cursor.execute(sql("open_balances"), {"wallet": BigintArray(opened)})
+            columns = {
+                "wallet": BigintArray(opened["debit"]),
+                "overdraft_limit": BigintArray(opened["amount"]),
+                "flags": BigintArray(opened_flags(opened)),
+            }
+            cursor.execute(sql("open_balances"), columns)
+        changes, states = prepared.changes, prepared.states
         if len(changes.wallet):
-            updated = cursor.execute(sql("update_balances"), _parameters(changes)).rowcount
+            updated = cursor.execute(sql("update_balances"), _columns(changes)).rowcount
             if updated != len(changes.wallet):
-                raise _Unguarded(updated)
+                raise _Unguarded(sql("balances_that_differ"), _columns(changes), _wallet_that_differs)
+        if states:
+            cursor.execute(sql("change_states"), _columns(states))
 
-    def _explain(self, changes: Changes, updated: int) -> Fatal:
-        """The error for balances that are not what the journal continues; the transaction is rolled back."""
-        row = self._connection.execute(sql("balances_that_differ"), _parameters(changes)).fetchone()
-        if row is None:
-            return LedgerImbalance(f"{updated} of {len(changes.wallet)} balances changed; none differs now")
-        wallet, *figures = row
-        expected, found = figures[:3], figures[3:]
-        if found[0] is None:
-            return JournalGap(f"wallet {wallet}: the ledger does not know it, the journal has version {expected[0]}")
-        kind = JournalGap if found[0] != expected[0] else LedgerImbalance
-        return kind(
-            f"wallet {wallet}: the ledger has version {found[0]}, available {found[1]}, locked {found[2]}; "
-            f"the journal continues version {expected[0]}, available {expected[1]}, locked {expected[2]}"
-        )
+    def _update_open_holds(self, cursor: psycopg.Cursor[Any], batch: Batch, holds: OpenHolds) -> None:
+        if len(holds.made.at):
+            OPEN_HOLD.copy_in(cursor, rows.open_holds(self._shard, batch, holds))
+        for name, before, after in (
+            ("change_open_holds", holds.changed_from, holds.changed),
+            ("end_open_holds", holds.ended_from, holds.ended),
+        ):
+            if len(after.at):
+                values = {"shard": self._shard, **_hold_columns(before, after)}
+                if cursor.execute(sql(name), values).rowcount != len(after.at):
+                    raise _Unguarded(sql("open_holds_that_differ"), values, _hold_that_differs)
+
+    def _explain(self, found: _Unguarded) -> Fatal:
+        """The error for rows that are not what the journal continues; the transaction is rolled back."""
+        row = self._connection.execute(found.query, found.values).fetchone()
+        return found.explain(*row) if row else LedgerImbalance("a guarded row was not as expected; it is now")
 
 
 class _Unguarded(Exception):
-    def __init__(self, updated: int) -> None:
-        self.updated = updated
+    """Rows were not as the journal says they were. query, with values: the first that is not; explain: its columns
+    as the error to raise."""
+
+    def __init__(self, query: str, values: dict[str, Any], explain: Callable[..., Fatal]) -> None:
+        self.query, self.values, self.explain = query, values, explain
 
 
-def _parameters(changes: Changes) -> dict[str, BigintArray]:
+def _wallet_that_differs(wallet: int, *figures: int | None) -> Fatal:
+    expected, found = figures[:3], figures[3:]
+    if found[0] is None:
+        return JournalGap(f"wallet {wallet}: the ledger does not know it, the journal has version {expected[0]}")
+    kind = JournalGap if found[0] != expected[0] else LedgerImbalance
+    return kind(
+        f"wallet {wallet}: the ledger has version {found[0]}, available {found[1]}, locked {found[2]}; "
+        f"the journal continues version {expected[0]}, available {expected[1]}, locked {expected[2]}"
+    )
+
+
+def _hold_that_differs(hold_id: UUID, is_open: bool, expected: str, found: str) -> Fatal:
+    if not is_open:
+        return JournalGap(f"hold {hold_id}: the ledger has no such open hold, the journal continues {expected}")
+    return LedgerImbalance(f"hold {hold_id}: the ledger has {found}; the journal continues {expected}")
+
+
+def _columns(changes: Changes | StateChanges) -> dict[str, Any]:
     return {name: BigintArray(column) for name, column in changes._asdict().items()}
+
+
+def _hold_columns(before: HoldChanges, after: HoldChanges) -> dict[str, Any]:
+    """What the holds must be before their first change in a batch, and are after the last."""
+    numbers = {
+        "remaining_before": before.remaining_before,
+        "captured_before": before.captured_before,
+        "debit": before.debit,
+        "credit": before.credit,
+        "purpose": before.purpose,
+        "expires_at_ms": before.expires_at_ms,
+        "remaining": after.remaining,
+        "captured": after.captured,
+        "review": after.review,
+    }
+    return {"id": UuidArray(after.id), **{name: BigintArray(column) for name, column in numbers.items()}}
 
 
 def _hashes(batch: Batch, tables: Iterable[rows.Table]) -> list[list[bytes]]:

@@ -17,8 +17,8 @@ from psycopg.rows import dict_row
 
 from persister import chain, details, rows
 from persister.copy_binary import RowFormat, Rows
+from persister.formats import JOURNAL_BATCH
 from persister.report import MAX_DIFFERENCES, Check, Report
-from persister.rows import JOURNAL_BATCH
 from persister.sql import sql
 
 _ROWS_AT_ONCE = 50_000
@@ -28,10 +28,14 @@ SQL_CHECKS = (
     ("balances", "each balance is the sum of its entries and its last entry", "wallets"),
     ("versions", "wallet versions have no gap and follow from each other", "entries"),
     ("sequences", "sequences have no gap up to the shard's state", "events"),
-    ("events", "each event is one transfer within one currency, or one opening", "events"),
-    ("transfers", "each transfer made two entries that sum to zero, and nothing else did", "transfers"),
-    ("overdrafts", "no wallet was ever below its overdraft limit", "entries"),
-    ("holds", "locked is what open holds reserve", "wallets"),
+    ("events", "each event did what its kind says, within one currency", "events"),
+    ("transfers", "each transfer made two entries that sum to zero, and nothing else moved money", "entries"),
+    ("states", "each wallet is as it was opened and as its changes made it", "wallets"),
+    ("overdrafts", "nothing but chargebacks took a wallet below its overdraft limit", "entries"),
+    ("holds", "locked is what the open holds have left", "wallets"),
+    ("open_holds", "the open holds are as their last change left them", "holds"),
+    ("hold_changes", "each change of a hold follows from the one before", "hold_changes"),
+    ("refunds", "no transfer was refunded by more than it moved", "refunds"),
 )
 """A check's name, which is also its file's in sql/checks, what it proves, and what it looks at."""
 
@@ -74,17 +78,17 @@ def _check_sql(cursor: psycopg.Cursor[Any], shard: int, check: Check) -> None:
         check.total = total
 
 
-_DETAILS_PROVES = "references and metadata are what their transfers' digests say"
+_DETAILS_PROVES = "references and metadata are what their digests say"
 
 
 def _check_details(cursor: psycopg.Cursor[Any], shard: int, check: Check) -> None:
     with cursor.connection.cursor(name="details") as found:
         found.itersize = _ROWS_AT_ONCE
-        for transfer_id, digest, reference, metadata in found.execute(sql("checks/details"), {"shard": shard}):
+        for subject, digest, reference, metadata in found.execute(sql("checks/details"), {"shard": shard}):
             check.checked += 1
             expected = 0 if reference is None and metadata is None else details.digest_of(reference, metadata)
             if digest != expected:
-                check.differs(f"transfer {transfer_id}", f"digest {digest}", f"digest {expected} of its details")
+                check.differs(subject, f"digest {digest}", f"digest {expected} of its details")
 
 
 _CHAIN_PROVES = "the sha256 chain over every row verifies"
@@ -101,9 +105,9 @@ def _check_chain(cursor: psycopg.Cursor[Any], shard: int, check: Check) -> None:
     row = cursor.execute("SELECT id FROM deployment").fetchone()
     previous = chain.genesis(row[0], shard) if row else b""
     headers = rows.headers_of(batches)
-    for at, of_entry in enumerate(zip(*hashes, strict=True)):
+    for at, content in enumerate(chain.contents(hashes)):
         stored = batches["chain"][at].tobytes()
-        link = chain.link(previous, headers[at].tobytes(), of_entry)
+        link = chain.link(previous, headers[at].tobytes(), content)
         if link != stored:
             check.differs(f"journal entry {ends[at]}", f"its rows make {link.hex()}", f"chain {stored.hex()}")
         previous = stored  # so that each altered entry is named, and not all after the first

@@ -1,4 +1,5 @@
-"""What programs ask the ledger; each function runs one query of persister/sql on the caller's connection.
+"""What programs ask the ledger about money and wallets; each function runs one query of persister/sql on the caller's
+connection. Holds are asked for in hold_queries.py, refused movements in declined_queries.py.
 
 All raise psycopg.Error as it comes. Amounts are minor units.
 """
@@ -12,15 +13,24 @@ from uuid import UUID
 
 import psycopg
 
+from engine.domain.limits import TierLimits
 from engine.domain.transfer import Kind
+from engine.requests import unpack_limits
+from engine.wire import LAYOUT_VERSION, TIER_LIMITS
 from persister.sql import sql
 
 MAX_STATEMENT_LINES = 1000
+MAX_LIST_LINES = 1000
 _ROWS_AT_ONCE = 10_000
 
 
 class StatementLine(NamedTuple):
-    """One version of a wallet. counterparty_id: None for an opening, whose id is the request's."""
+    """One version of a wallet. counterparty_id: of a transfer or a hold; None for what concerns this wallet alone.
+
+    amount_minor: what the wallet owns more, 0 where no money moved. reserved_minor: what of it holds locked more, or
+    less if it is negative. hold_id: of the hold that this made or changed. value: what a change of the wallet's state
+    set: flags, an overdraft limit or a tier, as the kind says.
+    """
 
     version: int
     sequence: int
@@ -33,10 +43,13 @@ class StatementLine(NamedTuple):
     locked_after_minor: int
     reference: str | None
     metadata: dict[str, Any] | None
+    reserved_minor: int = 0
+    hold_id: UUID | None = None
+    value: int | None = None
 
 
 class LedgerTransfer(NamedTuple):
-    """A transfer as the ledger has it, with what both sides had available after it."""
+    """A transfer as the ledger has it, with what both sides had available after it, and what was refunded of it."""
 
     id: UUID
     sequence: int
@@ -49,6 +62,34 @@ class LedgerTransfer(NamedTuple):
     credit_available_minor: int
     reference: str | None
     metadata: dict[str, Any] | None
+    refunded_minor: int = 0
+
+
+class Currency(NamedTuple):
+    """exponent: digits after the point, 2 for cents."""
+
+    code: str
+    exponent: int
+
+
+class Debt(NamedTuple):
+    """A wallet below its overdraft limit, by debt_minor: after a chargeback, or because the limit was lowered."""
+
+    wallet_id: int
+    owner_id: int
+    currency: str
+    available_minor: int
+    overdraft_limit_minor: int
+    debt_minor: int
+
+
+class Tier(NamedTuple):
+    """The limits of a tier that are in force since a sequence of the shard."""
+
+    shard: int
+    tier: int
+    sequence: int
+    limits: TierLimits
 
 
 class CurrencyTotal(NamedTuple):
@@ -106,6 +147,29 @@ def currency_totals(connection: psycopg.Connection) -> list[CurrencyTotal]:
 def shards(connection: psycopg.Connection) -> list[ShardProgress]:
     """Every shard of the ledger. Its lag is the journal's sequence in Redis minus this one."""
     return [ShardProgress(*row) for row in connection.execute(sql("shards"))]
+
+
+def currencies(connection: psycopg.Connection) -> list[Currency]:
+    """Every currency that some shard has an external wallet of, by code."""
+    return [Currency(*row) for row in connection.execute("SELECT code, exponent FROM currency ORDER BY code")]
+
+
+def debts(connection: psycopg.Connection, limit: int = 50) -> list[Debt]:
+    """The wallets below their overdraft limit, the deepest first. limit: at most MAX_LIST_LINES."""
+    return [Debt(*row) for row in connection.execute(sql("debts"), {"limit": bounded(limit)})]
+
+
+def tiers(connection: psycopg.Connection) -> list[Tier]:
+    """Every tier that has limits, by shard and number."""
+    return [
+        Tier._make((*row[:3], unpack_limits(TIER_LIMITS.struct.pack(LAYOUT_VERSION, *row[3:]))))
+        for row in connection.execute(sql("tiers"))
+    ]
+
+
+def bounded(limit: int) -> int:
+    """How many lines to ask for."""
+    return max(0, min(limit, MAX_LIST_LINES))
 
 
 def deployment_id(connection: psycopg.Connection) -> UUID | None:

@@ -8,7 +8,8 @@ silently connects again, perhaps to a server that restarted and forgot, would de
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,15 +19,20 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
+from engine.domain.status import STATUS_OF, Status
 from engine.errors import CorruptRecord, Fatal, ServerRefused, ShardNotOpen
 from engine.keys import ShardKeys
 from engine.library import ensure_library
 from engine.servers import CONFIG_NAMES, RedisServer, check_redis
 from engine.shard import ShardState, unpack_state
+from engine.wire import ANSWER, DECLINED_FIELD, REPLY_HEADER, WIRE_VERSION
 from persister.journal import Place, RawEntry
 
 SOCKET_TIMEOUT_S = 5.0
 WAITAOF_TIMEOUT_MS = 3000
+POST_TIMEOUT_MS = 5000
+
+_HOLDS_AT_ONCE = 1000
 
 _T = TypeVar("_T")
 
@@ -124,8 +130,53 @@ class RedisShard:
         """End the idempotency generation; False if it is too early or was done already. Raises Moved."""
         return bool(self._function("hotledger_end_generation", epoch, generation) == 1)
 
+    def due_holds(self, limit: int) -> list[bytes]:
+        """The ids of open holds whose time is over by the server's clock, the first due first."""
+        due: list[bytes] = self._function("hotledger_due", limit)
+        return due
+
+    def post(self, deployment: bytes, requests: Sequence[bytes]) -> list[Status]:
+        """Have packed REQUESTs without details and attachments decided, 1 to MAX_BATCH. Raises CorruptRecord, Moved."""
+        seconds, microseconds = self._call(self._redis.time)
+        not_after_ms = int(seconds) * 1000 + int(microseconds) // 1000 + POST_TIMEOUT_MS
+        reply: bytes = self._function(
+            "hotledger_post", WIRE_VERSION, deployment, b"".join(requests), b"", not_after_ms, b""
+        )
+        return [STATUS_OF[answer[0]] for answer in ANSWER.struct.iter_unpack(reply[REPLY_HEADER.size :])]
+
+    def declined(self, after: str, limit: int) -> list[tuple[str, bytes]]:
+        """At most limit entries of the side stream of refused movements: (id, packed DECLINEDs)."""
+        key = self._keys.declined
+        entries: Any = self._call(lambda: self._redis.xrange(key, f"({after}", count=limit))
+        return [(entry_id.decode(), fields.get(DECLINED_FIELD, b"")) for entry_id, fields in entries]
+
+    def open_holds(self) -> dict[bytes, bytes]:
+        """Every open hold: its id and its packed HOLD. Raises CorruptRecord.
+
+        Whoever is open all along is among them; of those that begin or end meanwhile some are.
+        """
+        return self._call(lambda: dict(self._redis.hscan_iter(self._keys.holds, count=5000)))
+
+    def tiers(self) -> dict[int, bytes]:
+        """Every tier that has limits, with its packed TIER_LIMITS. Raises CorruptRecord."""
+        packed: Any = self._call(lambda: self._redis.hgetall(self._keys.tiers))
+        return {int.from_bytes(tier, "little"): limits for tier, limits in packed.items()}
+
+    def deadlines(self, hold_ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes | None, float | None]]:
+        """Of each hold, from one moment: its id, its packed HOLD if it is open, when the sweeper will look at it."""
+        for start in range(0, len(hold_ids), _HOLDS_AT_ONCE):
+            some = hold_ids[start : start + _HOLDS_AT_ONCE]
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hmget(self._keys.holds, some)
+                pipe.execute_command("ZMSCORE", self._keys.due, *some)
+                packed, times = self._call(partial(_results, pipe))
+            yield from zip(some, packed, (None if at is None else float(at) for at in times), strict=True)
+
     def wallets(self, packed_ids: bytes) -> tuple[int, list[bytes]]:
-        """(sequence, each packed WALLET or b'') of at most MAX_BATCH ids. Raises ShardNotOpen, CorruptRecord."""
+        """(sequence, each packed WALLET, with USAGE if it has a tier, or b'') of at most MAX_BATCH ids.
+
+        Raises ShardNotOpen, CorruptRecord.
+        """
         sequence, *wallets = self._function("hotledger_wallets", packed_ids)
         return int(sequence), wallets
 
@@ -166,6 +217,15 @@ class RedisShard:
             raise _meaning_of(error) from error
 
 
+def _results(pipe: Any) -> list[Any]:
+    """Of each command; an error as the server worded it, which the client would not leave at the beginning."""
+    results: list[Any] = pipe.execute(raise_on_error=False)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
 def _meaning_of(error: Exception) -> Exception:
     if isinstance(error, NoPermissionError):
         return ServerRefused(f"the Redis user lacks a permission: {error}")
@@ -175,7 +235,7 @@ def _meaning_of(error: Exception) -> Exception:
         return RedisAway(text)
     if "Function not found" in text:
         return LibraryMissing(text)
-    if word in ("CHANGED", "EXISTS"):
+    if word in ("CHANGED", "EXISTS", "FOREIGN"):
         return Moved(text)
     if word in ("CORRUPT", "WRONGTYPE"):
         return CorruptRecord(text)

@@ -1,67 +1,36 @@
-"""The ledger's tables as binary rows: which columns, in which order, and how a batch of the journal becomes them.
-
-The sha256 chain is over these very bytes, so a column's order and type never change for rows already written.
-"""
+"""How a batch of the journal becomes rows of the ledger's tables, in the formats of formats.py."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from engine.domain.transfer import Kind
 from persister.copy_binary import RowFormat, Rows
-from persister.journal import Batch
+from persister.formats import (
+    BATCH_HEADER,
+    HOLD,
+    HOLD_CHANGE,
+    JOURNAL_BATCH,
+    JOURNAL_EVENT,
+    LEDGER_ENTRY,
+    LIMITS,
+    OPEN_HOLD,
+    REFUND,
+    TIER_CHANGE,
+    TRANSFER,
+    TRANSFER_ORIGIN,
+    WALLET,
+    WALLET_CHANGE,
+)
+from persister.holds import HoldChanges, OpenHolds
+from persister.journal import Batch, kind_set
 from persister.legs import Legs, by_wallet
+from persister.states import changes_state, opened_flags
 
-_HEADER = {
-    "shard": "int2",
-    "last_sequence": "int8",
-    "first_sequence": "int8",
-    "epoch": "int8",
-    "at": "timestamptz",
-    "journal_hash": "sha1",
-}
-# An entry of the journal, as it is hashed; the table has the chain besides.
-BATCH_HEADER = RowFormat("journal_batch", **_HEADER)
-JOURNAL_BATCH = RowFormat("journal_batch", **_HEADER, chain="sha256")
-JOURNAL_EVENT = RowFormat("journal_event", shard="int2", sequence="int8", kind="int2", id="uuid", at="timestamptz")
-TRANSFER = RowFormat(
-    "transfer",
-    id="uuid",
-    shard="int2",
-    sequence="int8",
-    kind="int2",
-    debit_wallet_id="int8",
-    debit_version="int8",
-    credit_wallet_id="int8",
-    credit_version="int8",
-    amount="int8",
-    details_digest="int8",
-    at="timestamptz",
-)
-LEDGER_ENTRY = RowFormat(
-    "ledger_entry",
-    wallet_id="int8",
-    version="int8",
-    shard="int2",
-    sequence="int8",
-    amount="int8",
-    available_after="int8",
-    locked_after="int8",
-    at="timestamptz",
-)
-WALLET = RowFormat(
-    "wallet",
-    id="int8",
-    owner_id="int8",
-    currency="char8",
-    flags="int2",
-    shard="int2",
-    overdraft_limit="int8",
-    opened_sequence="int8",
-    opened_at="timestamptz",
-)
+_REFUNDS = kind_set({Kind.REFUND, Kind.CHARGEBACK})
 
 
 class Table(NamedTuple):
@@ -78,16 +47,42 @@ class Table(NamedTuple):
     index_order: NDArray[np.intp] | slice
 
 
-def tables(shard: int, batch: Batch, legs: Legs) -> tuple[Table, ...]:
+def tables(shard: int, batch: Batch, legs: Legs, holds: HoldChanges) -> tuple[Table, ...]:
     """The batch as rows, in the order of chain.HASHED_TABLES."""
     moved, opened = batch.moves_money, batch.opens_wallet
     made = _transfers(shard, batch, moved)
+    in_order = slice(None)
     return (
-        Table(JOURNAL_EVENT, _events(shard, batch), batch.sequence, slice(None)),
-        Table(TRANSFER, made, batch.sequence[moved], np.argsort(np.frombuffer(made["id"].tobytes(), "S16"))),
+        Table(JOURNAL_EVENT, _events(shard, batch), batch.sequence, in_order),
+        Table(TRANSFER, made, batch.sequence[moved], _by_id(made["id"])),
         Table(LEDGER_ENTRY, _entries(shard, legs), legs.sequence, by_wallet(legs)),
-        Table(WALLET, _wallets(shard, batch, opened), batch.sequence[opened], slice(None)),
+        Table(WALLET, _wallets(shard, batch, opened), batch.sequence[opened], in_order),
+        *_rare_tables(shard, batch, holds),
     )
+
+
+def _rare_tables(shard: int, batch: Batch, holds: HoldChanges) -> tuple[Table, ...]:
+    """Those that plain payments add nothing to."""
+    changed = changes_state(batch)
+    begun = holds.select(np.flatnonzero(holds.begins))
+    refunds = batch.links[_REFUNDS[batch.records["kind"][batch.records_of(batch.links)]]]
+    in_order = slice(None)
+    return (
+        Table(WALLET_CHANGE, _wallet_changes(shard, batch, changed), batch.sequence[changed], in_order),
+        Table(HOLD, _holds(shard, batch, begun), begun.sequence, _by_id(begun.id)),
+        Table(HOLD_CHANGE, _hold_changes(shard, batch, holds), holds.sequence, np.argsort(holds.debit, kind="stable")),
+        _table_of(REFUND, _refunds(shard, batch, refunds)),
+        _table_of(TRANSFER_ORIGIN, _origins(shard, batch)),
+        _table_of(TIER_CHANGE, _tier_changes(shard, batch)),
+    )
+
+
+def _table_of(format: RowFormat, rows: Rows) -> Table:
+    return Table(format, rows, rows["sequence"].astype(np.int64), slice(None))
+
+
+def _by_id(ids: NDArray[np.void]) -> NDArray[np.intp]:
+    return np.argsort(np.frombuffer(ids.tobytes(), "S16"))
 
 
 def batch_headers(shard: int, batch: Batch) -> Rows:
@@ -155,12 +150,112 @@ def _wallets(shard: int, batch: Batch, opened: NDArray[np.bool_]) -> Rows:
         id=records["debit"],
         owner_id=records["credit"],
         currency=currency,
-        flags=records["flags"],
+        flags=opened_flags(records),
         shard=shard,
         overdraft_limit=records["amount"],
         opened_sequence=batch.sequence[opened],
         opened_at=batch.at_us[opened],
     )
+
+
+def _wallet_changes(shard: int, batch: Batch, changed: NDArray[np.bool_]) -> Rows:
+    records = batch.records[changed]
+    return WALLET_CHANGE.rows(
+        len(records),
+        wallet_id=records["debit"],
+        wallet_version=records["debit_version"],
+        shard=shard,
+        sequence=batch.sequence[changed],
+        kind=records["kind"],
+        value=records["amount"],
+    )
+
+
+def _holds(shard: int, batch: Batch, begun: HoldChanges) -> Rows:
+    return HOLD.rows(len(begun.at), **_of_holds(shard, batch, begun), review=begun.review, amount=begun.amount)
+
+
+def open_holds(shard: int, batch: Batch, holds: OpenHolds) -> Rows:
+    """The holds that the batch makes and leaves open."""
+    last = holds.made
+    return OPEN_HOLD.rows(
+        len(last.at),
+        **_of_holds(shard, batch, holds.makers),
+        review=last.review,
+        remaining=last.remaining,
+        captured=last.captured,
+    )
+
+
+def _of_holds(shard: int, batch: Batch, begun: HoldChanges) -> dict[str, ArrayLike]:
+    """What a hold keeps from its beginning to its end. begun: HOLDs."""
+    return {
+        "id": begun.id,
+        "shard": shard,
+        "sequence": begun.sequence,
+        "debit_wallet_id": begun.debit,
+        "credit_wallet_id": begun.credit,
+        "purpose": begun.purpose,
+        "rule": begun.rule,
+        "expires_at_ms": begun.expires_at_ms,
+        "at": batch.at_us[begun.at],
+    }
+
+
+def _hold_changes(shard: int, batch: Batch, holds: HoldChanges) -> Rows:
+    records = batch.records[holds.at]
+    digest = np.frombuffer(records["details_digest"].tobytes(), "<i8")
+    return HOLD_CHANGE.rows(
+        len(records),
+        hold_id=holds.id,
+        shard=shard,
+        sequence=holds.sequence,
+        kind=holds.kind,
+        wallet_id=holds.debit,
+        wallet_version=records["debit_version"],
+        amount=holds.amount,
+        released=holds.released,
+        state=holds.state,
+        review=holds.review,
+        remaining=holds.remaining,
+        captured=holds.captured,
+        details_digest=np.where(holds.kind == Kind.CAPTURE, 0, digest),
+    )
+
+
+def _refunds(shard: int, batch: Batch, links: NDArray[np.void]) -> Rows:
+    at = batch.records_of(links)
+    records = batch.records[at]
+    return REFUND.rows(
+        len(records),
+        transfer_id=records["id"],
+        original_id=links["reference"],
+        kind=records["kind"],
+        shard=shard,
+        sequence=batch.sequence[at],
+        amount=records["amount"],
+        total=links["remaining"],
+    )
+
+
+def _origins(shard: int, batch: Batch) -> Rows:
+    origins, at = batch.origins, batch.records_of(batch.origins)
+    return TRANSFER_ORIGIN.rows(
+        len(origins),
+        shard=shard,
+        sequence=batch.sequence[at],
+        wallet_id=batch.records["debit"][at],
+        device=origins["device"],
+        ip=origins["ip"],
+        at=batch.at_us[at],
+    )
+
+
+def _tier_changes(shard: int, batch: Batch) -> Rows:
+    changes = batch.tier_changes
+    limits = {name: changes[name] for name in LIMITS}
+    sequence = batch.sequence[batch.records_of(changes)]
+    return TIER_CHANGE.rows(len(changes), shard=shard, sequence=sequence, tier=changes["tier"], **limits)
 
 
 def with_chain(headers: Rows, links: list[bytes]) -> Rows:

@@ -111,13 +111,14 @@ class Replay:
             debit, credit = self._change_hold(kind, record, link)
         elif kind in MOVEMENTS:
             debit, credit = (-amount, 0), (amount, 0)
-            self.moved[record["id"]] = amount
             if link is not None:
                 self._refund(record, link)
         elif kind is Kind.OPEN_WALLET:
             self._open(record)
         elif kind in WALLET_CHANGES:
             self._change_wallet(kind, record)
+        if kind in MOVEMENTS:
+            self.moved[record["id"]] = amount
         has_credit = kind in MOVEMENTS
         has_debit = has_credit or kind in HOLD_CHANGES | WALLET_CHANGES | {Kind.OPEN_WALLET}
         self._leg(record, "debit", debit if has_debit else None)

@@ -25,7 +25,11 @@ class Asked(NamedTuple):
 
 
 class Model(Decisions):
-    """A shard that starts empty."""
+    """A shard that starts empty. forgotten: the ids of which no answer is kept any more."""
+
+    def __init__(self, *, ledger: bool = False) -> None:
+        super().__init__(ledger=ledger)
+        self.forgotten: set[UUID] = set()
 
     def decide(self, batch: Sequence[Asked], clock_ms: int) -> list[Answer]:
         """The answers to requests that come in this order. clock_ms: the server's, which may have been set back."""
@@ -53,11 +57,12 @@ class Model(Decisions):
         state, oldest = self.state, self.generation - GENERATIONS_KEPT + 1
         self._now_ms = max(clock_ms, state.time_ms)
         self._journalled()
+        self.forgotten |= {id for id, kept in state.kept.items() if kept.generation < oldest}
         state.kept = {id: kept for id, kept in state.kept.items() if kept.generation >= oldest}
         state.holds = {
             id: hold for id, hold in state.holds.items() if hold.state is HoldState.OPEN or hold.ended_in >= oldest
         }
-        if not self._ledger:
+        if not self.ledger:
             state.moved = {id: moved for id, moved in state.moved.items() if id in state.kept}
             state.refunded = {id: total for id, total in state.refunded.items() if total[1] >= oldest}
 
@@ -74,7 +79,8 @@ class Model(Decisions):
         content = content_of(asked.request)
         if asked.id in self.state.kept:
             return self._again(asked.id, content)
-        answer = self._answer(asked, self._decide(asked.id, asked.request, in_chain=False))
+        decision = self._decide(asked.id, asked.request, in_chain=False)
+        answer = self._answer(self._sides(asked.request), decision)
         if answer.status in RECORDED:
             self._keep(asked.id, content, answer)
         return answer
@@ -103,9 +109,10 @@ class Model(Decisions):
         for at, asked in enumerate(chain):
             decision = self._decide(asked.id, asked.request, in_chain=True)
             if decision.status != Status.POSTED:
+                sides = self._sides(asked.request)
                 self.state = before
-                return self._failed(chain, at, self._answer(asked, decision), contents)
-            answers.append(self._answer(asked, decision))
+                return self._failed(chain, at, self._answer(sides, decision), contents)
+            answers.append(self._answer(self._sides(asked.request), decision))
             self._keep(asked.id, contents[at], answers[at])
         return answers
 
@@ -113,16 +120,16 @@ class Model(Decisions):
         self, chain: list[Asked], culprit: int, answer: Answer, contents: list[dict[str, object]] | None = None
     ) -> list[Answer]:
         """contents: given if a refusal that is kept makes the whole chain be kept."""
-        answers = [self._answer(asked, Decision("LINKED_FAILED")) for asked in chain]
+        answers = [self._answer(self._sides(asked.request), Decision("LINKED_FAILED")) for asked in chain]
         answers[culprit] = answer
         if contents and answer.status in RECORDED:
             for asked, content, one in zip(chain, contents, answers, strict=True):
                 self._keep(asked.id, content, one)
         return answers
 
-    def _answer(self, asked: Asked, decision: Decision) -> Answer:
-        """The decision with what the wallets have now."""
-        debit, credit = (self.state.wallets.get(side) for side in self._sides(asked.request))
+    def _answer(self, sides: tuple[int, int], decision: Decision) -> Answer:
+        """The decision with what the debit and the credit wallet have now."""
+        debit, credit = (self.state.wallets.get(side) for side in sides)
         return Answer(
             decision.status,
             self.state.sequence,

@@ -47,7 +47,7 @@ class Decisions:
         self.state = State()
         self.attempts = Attempts()
         self.generation = 1
-        self._ledger = ledger
+        self.ledger = ledger
         self._now_ms = 0
 
     def _decide(self, id: UUID, request: Request, in_chain: bool) -> Decision:
@@ -115,10 +115,11 @@ class Decisions:
         state, now_ms = self.state, self._now_ms
         debit, credit = state.wallets.get(request.debit), state.wallets.get(request.credit)
         holds = isinstance(request, Hold)
+        if holds and id in state.holds:
+            return Decision("HOLD_EXISTS")
         limits = self._limits(debit)
         tried = self.attempts.begin(request.debit, limits, request.device, request.ip, now_ms) if limits else Tried()
         refused = _refusal(
-            (holds and id in state.holds, "HOLD_EXISTS"),
             (request.debit == request.credit, "SAME_WALLET"),
             (debit is None, "DEBIT_WALLET_NOT_FOUND"),
             (credit is None, "CREDIT_WALLET_NOT_FOUND"),
@@ -129,7 +130,7 @@ class Decisions:
         if isinstance(request, Transfer) and request.balancing and not debit.external:
             amount = max(0, min(amount, debit.available))
         broken, reviewed = None, False
-        if limits and amount > 0:
+        if limits:
             found = broken_rules(debit, limits, self.attempts, tried, amount, request.device, request.ip, now_ms)
             broken, reviewed = named(found, limits)
         reviewed = reviewed and not in_chain
@@ -287,7 +288,7 @@ class Decisions:
         state, original_id, forced = self.state, request.transfer_id, request.kind is Kind.CHARGEBACK
         moved = state.moved.get(original_id)
         refused = _refusal(
-            (original_id not in state.kept and not (self._ledger and moved), "TRANSFER_NOT_FOUND"),
+            (original_id not in state.kept and not (self.ledger and moved), "TRANSFER_NOT_FOUND"),
             (moved is None or moved.kind not in REFUNDABLE, "NOT_REFUNDABLE"),
             (moved is not None and forced and moved.kind is not Kind.TOP_UP, "NOT_REFUNDABLE"),
         )
@@ -309,7 +310,7 @@ class Decisions:
         credit.available += amount
         limits = self._limits(debit)
         if forced and limits and not limits.debt_first:
-            debit.debt = max(0, -(debit.available + debit.limit))
+            debit.debt = max(debit.debt, -(debit.available + debit.limit))
         state.refunded[original_id] = (so_far + amount, self.generation)
         state.moved[id] = Moved(request.kind, moved.credit, moved.debit, amount)
         self._journalled(debit, credit)

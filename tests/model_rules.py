@@ -8,6 +8,7 @@ from math import ceil
 from typing import NamedTuple
 
 from engine import Rule, TierLimits
+from engine.domain.limits import MAX_DEVICE_WALLETS
 from tests.model_state import DAY_MS, LIMIT, ModelWallet, Sliding
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
@@ -32,24 +33,26 @@ class Tried(NamedTuple):
 
 @dataclass
 class Attempts:
-    """By device and by IP, whatever became of them; wallets: on each device, by day."""
+    """By device and by IP, whatever became of them; wallets: on each device, by day.
+
+    They are counted for tiers that have such a rule, and apart for tiers that count by windows of another length.
+    """
 
     counters: dict[tuple[str, str, int], Sliding] = field(default_factory=dict)
-    wallets: dict[tuple[str, int], set[int]] = field(default_factory=dict)
+    wallets: dict[tuple[str, int, int], set[int]] = field(default_factory=dict)
 
     def begin(self, wallet_id: int, limits: TierLimits, device: str | None, ip: str | None, now_ms: int) -> Tried:
         """Count an attempt; what was there before it."""
         window_ms = limits.attempts_window_minutes * MINUTE_MS
         by_device = by_ip = wallets = None
-        if device is not None and limits.device_attempts is not None:
+        if device is not None and (limits.device_attempts is not None or limits.device_wallets is not None):
             by_device = self._count("device", device, window_ms, now_ms)
+            seen = self.wallets.setdefault((device, window_ms, now_ms // DAY_MS), set())
+            wallets = len(seen) if wallet_id not in seen else None
+            if len(seen) < (MAX_DEVICE_WALLETS if limits.device_wallets is None else limits.device_wallets):
+                seen.add(wallet_id)
         if ip is not None and limits.ip_attempts is not None:
             by_ip = self._count("ip", ip, window_ms, now_ms)
-        if device is not None and limits.device_wallets is not None:
-            seen = self.wallets.setdefault((device, now_ms // DAY_MS), set())
-            wallets = len(seen) if wallet_id not in seen else None
-            if len(seen) < limits.device_wallets:
-                seen.add(wallet_id)
         return Tried(by_device, by_ip, wallets)
 
     def _count(self, what: str, who: str, window_ms: int, now_ms: int) -> Fraction:

@@ -54,14 +54,14 @@ class Sliding:
         return now.count + Fraction(now.before * (window_ms - now_ms % window_ms), window_ms)
 
     def room_from_ms(self, now_ms: int, window_ms: int, keep: int) -> int:
-        """The first moment at which no more than keep is used, if nothing is added; 0 if never."""
+        """When no more than keep is used, if nothing is added, to the millisecond after; 0 if never."""
         if keep < 0:
             return 0
         now = self.at(now_ms, window_ms)
         begin_ms = now.window * window_ms
         if now.count <= keep:
-            return begin_ms + _slid_out(now.before, keep - now.count, window_ms)
-        return begin_ms + window_ms + _slid_out(now.count, keep, window_ms)
+            return begin_ms + _slid_out(now.before, keep - now.count, window_ms) + 1
+        return begin_ms + window_ms + _slid_out(now.count, keep, window_ms) + 1
 
 
 def _slid_out(counted: int, keep: int, window_ms: int) -> int:

@@ -78,8 +78,8 @@ def check_key(key: str) -> str:
     return key
 
 
-def check_id(transfer_id: UUID) -> UUID:
+def check_id(transfer_id: UUID, field: str = "id") -> UUID:
     """transfer_id itself if it is a UUID other than the nil one."""
     if not isinstance(transfer_id, UUID) or transfer_id.int == 0:
-        raise InvalidRequest("id", "a UUID other than the nil UUID", transfer_id)
+        raise InvalidRequest(field, "a UUID other than the nil UUID", transfer_id)
     return transfer_id

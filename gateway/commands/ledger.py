@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from engine.errors import InvalidRequest
-from gateway.commands.options import Data, Json, PostgresUrl, RedisUrl
+from engine import InvalidRequest, Kind
+from engine.domain.wallet import FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN
+from gateway.commands.bundles import bundled
+from gateway.commands.calls import ask_ledger
+from gateway.commands.options import Place
 from gateway.exits import Exit
-from gateway.output import note, print_json, print_report, report_json, say, table
-from gateway.session import Settings, open_session
+from gateway.output import in_words, note, print_json, print_report, record_json, report_json, say, side, table
+from gateway.session import open_session
 from persister import queries
 from persister.queries import MAX_STATEMENT_LINES, StatementLine
 from persister.reconcile import reconcile as run_reconcile
 
-DRAIN_TIMEOUT_S = 60.0
 
-
+@bundled
 def statement(
     wallet_id: Annotated[int, typer.Argument(metavar="WALLET", help="Wallet id.")],
+    place: Place,
     limit: Annotated[int, typer.Option(min=1, max=MAX_STATEMENT_LINES, help="Most lines.")] = 20,
     before: Annotated[
         int | None, typer.Option(metavar="VERSION", min=1, help="Only lines before this version: the next page.")
     ] = None,
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
 ) -> None:
     """A wallet's history from the ledger, the newest line first.
 
@@ -40,25 +39,21 @@ def statement(
     """
     if wallet_id == 0:
         raise InvalidRequest("WALLET", "a wallet id", wallet_id)
-    with open_session(Settings(data, redis_url, postgres_url)) as session:
-        session.wait_until_drained(DRAIN_TIMEOUT_S)
-        with session.ledger() as ledger:
-            lines = queries.statement(ledger, wallet_id, before_version=before, limit=limit)
+    lines = ask_ledger(place, lambda ledger: queries.statement(ledger, wallet_id, before_version=before, limit=limit))
     if not lines and before is None:
         note(f"wallet {wallet_id} is not in the ledger")
         raise typer.Exit(Exit.REFUSED)
     following = lines[-1].version if lines and lines[-1].version > 1 else None
-    if as_json:
-        print_json({"wallet_id": wallet_id, "lines": [line_json(line) for line in lines], "next_before": following})
+    if place.as_json:
+        print_json({"wallet_id": wallet_id, "lines": [record_json(line) for line in lines], "next_before": following})
         return
     print_statement(f"Wallet {wallet_id}", lines)
     if following:
         say(f"More: hotledger statement {wallet_id} --before {following}")
 
 
-def reconcile(
-    data: Data = None, redis_url: RedisUrl = None, postgres_url: PostgresUrl = None, as_json: Json = False
-) -> None:
+@bundled
+def reconcile(place: Place) -> None:
     """Prove that the ledger adds up and that Redis agrees with it, while traffic runs.
 
     Exits with 0 only if there is no difference; each difference is listed.
@@ -66,9 +61,9 @@ def reconcile(
     \b
     Example: hotledger reconcile --json
     """
-    with open_session(Settings(data, redis_url, postgres_url)) as session:
+    with open_session(place.settings) as session:
         report = run_reconcile(session.servers.redis_url, session.servers.postgres_url)
-    if as_json:
+    if place.as_json:
         print_json(report_json(report))
     else:
         print_report(report)
@@ -76,22 +71,19 @@ def reconcile(
         raise typer.Exit(Exit.REFUSED)
 
 
-def line_json(line: StatementLine) -> dict[str, Any]:
-    return line._asdict() | {"kind": line.kind.name}
-
-
 def print_statement(title: str, lines: Sequence[StatementLine]) -> None:
-    """Amounts are minor units, negative where the wallet paid."""
+    """Amounts are minor units, negative where the wallet paid; reserved is what holds locked more, or less."""
     table(
         title,
-        ("version", "at (UTC)", "kind", "with wallet", "amount", "available", "locked", "reference"),
+        ("version", "at (UTC)", "kind", "with wallet", "amount", "reserved", "available", "locked", "reference"),
         [
             (
                 str(line.version),
                 f"{line.at:%m-%d %H:%M:%S}",
-                line.kind.name.lower().replace("_", " "),
-                None if line.counterparty_id is None else str(line.counterparty_id),
+                _what(line),
+                None if line.counterparty_id is None else side(line.counterparty_id),
                 line.amount_minor,
+                line.reserved_minor,
                 line.available_after_minor,
                 line.locked_after_minor,
                 line.reference,
@@ -99,3 +91,15 @@ def print_statement(title: str, lines: Sequence[StatementLine]) -> None:
             for line in lines
         ],
     )
+
+
+_FLAGS = {FLAG_DEBIT_FROZEN: "debits", FLAG_CREDIT_FROZEN: "credits", FLAG_DEBIT_FROZEN | FLAG_CREDIT_FROZEN: "both"}
+
+
+def _what(line: StatementLine) -> str:
+    """The kind, and what a change of the wallet set."""
+    words = in_words(line.kind)
+    if line.value is None or line.kind is Kind.CLOSE_WALLET:
+        return words
+    set_to = _FLAGS.get(line.value) if line.kind in (Kind.FREEZE, Kind.UNFREEZE) else f"{line.value:,}"
+    return f"{words.removeprefix('set ')}: {set_to}"

@@ -1,187 +1,146 @@
-"""Wallets and single movements of money: wallet open, wallet show, transfer, pay, top-up, withdraw, lookup."""
+"""Movements of money: transfer, pay, top-up, withdraw, refund, chargeback; and lookup, what became of a request."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
-import orjson
 import typer
 
-from engine import Balance, Engine, InvalidRequest, Outcome, OutcomeUnknown, Status, run
-from gateway.commands.options import Data, Id, Json, Key, PostgresUrl, RedisUrl, name_of_request, uuid_of
-from gateway.exits import Exit
-from gateway.output import note, outcome_json, print_json, say, table
-from gateway.session import Settings, open_session
+from engine import InvalidRequest
+from gateway.commands.bundles import bundled
+from gateway.commands.calls import any_request, both_sides, send
+from gateway.commands.options import Amount, Currency, Details, Naming, Place, Terms, Wallet, uuid_of
 
-Wallet = Annotated[int, typer.Argument(metavar="WALLET", help="Wallet id.")]
-Amount = Annotated[int, typer.Argument(metavar="AMOUNT", help="Minor units: 500 is 5.00 of a currency with cents.")]
-Currency = Annotated[str | None, typer.Option(help="Refuse unless the wallets have this currency.")]
-Reference = Annotated[str | None, typer.Option(help="Up to 64 characters; kept in the ledger.")]
-Metadata = Annotated[str | None, typer.Option(metavar="JSON", help="An object of up to 2 KiB; kept in the ledger.")]
-
-wallet = typer.Typer(help="Open wallets and look at them.", no_args_is_help=True, rich_markup_mode=None)
-
-Send = Callable[[Engine, dict[str, Any]], Awaitable[Outcome]]
+TransferId = Annotated[str, typer.Argument(metavar="TRANSFER", help="The transfer's id, as its outcome said.")]
+Part = Annotated[
+    int | None, typer.Option(metavar="AMOUNT", help="Minor units; without it all that is not refunded yet.")
+]
 
 
-@wallet.command("open")
-def open_wallet(
-    wallet_id: Wallet,
-    currency: Annotated[str, typer.Option(help="3 to 8 of A-Z and 0-9.")],
-    owner: Annotated[int, typer.Option(help="The owner's id.")] = 0,
-    overdraft: Annotated[int, typer.Option(metavar="AMOUNT", help="Minor units that it may go below zero.")] = 0,
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
-) -> None:
-    """Open a wallet. Opening it again alike changes nothing.
-
-    \b
-    Example: hotledger wallet open 17 --currency USD --owner 4
-    """
-
-    async def send(engine: Engine, _: dict[str, Any]) -> Outcome:
-        return await engine.open_wallet(wallet_id, owner, currency, overdraft_limit_minor=overdraft)
-
-    _send(Settings(data, redis_url, postgres_url), send, {}, f"wallet {wallet_id}", as_json)
-
-
-@wallet.command("show")
-def show_wallet(
-    wallet_ids: Annotated[list[int], typer.Argument(metavar="WALLET...", help="Wallet ids.")],
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
-) -> None:
-    """What wallets have now.
-
-    \b
-    Example: hotledger wallet show 17 18
-    """
-
-    async def read() -> list[Balance | None]:
-        async with session.engine() as engine:
-            return await engine.balances(wallet_ids)
-
-    with open_session(Settings(data, redis_url, postgres_url)) as session:
-        found = dict(zip(wallet_ids, run(read()), strict=True))
-    balances = [balance for balance in found.values() if balance]
-    missing = [wallet_id for wallet_id, balance in found.items() if not balance]
-    if as_json:
-        print_json({"wallets": [balance._asdict() for balance in balances], "not_found": missing})
-    elif balances:
-        rows = [(str(balance.wallet_id), *balance[1:]) for balance in balances]
-        table("Wallets", ("wallet", "currency", "available", "locked", "version", "overdraft limit"), rows)
-    if missing:
-        note(f"not found: {', '.join(map(str, missing))}")
-        raise typer.Exit(Exit.REFUSED)
-
-
+@bundled
 def transfer(
     debit: Annotated[int, typer.Argument(metavar="FROM", help="The wallet that pays.")],
     credit: Annotated[int, typer.Argument(metavar="TO", help="The wallet that receives.")],
     amount_minor: Amount,
-    key: Key = None,
-    id: Id = None,
+    naming: Naming,
+    terms: Terms,
+    details: Details,
+    place: Place,
     currency: Currency = None,
-    reference: Reference = None,
-    metadata: Metadata = None,
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
 ) -> None:
     """Move money from one wallet to another.
 
     \b
     Example: hotledger transfer 17 18 500 --key lunch-3 --reference "lunch"
+    Example: hotledger transfer 18 17 999999999 --balancing --key sweep-3
     """
-    settings = Settings(data, redis_url, postgres_url)
-    options = _options(key, id, currency, reference, metadata)
-    _send(settings, lambda engine, given: engine.transfer(debit, credit, amount_minor, **given), options, None, as_json)
+    asked = details.read() | terms.given() | {"currency": currency}
+    named = naming.chosen()
+    send(place, lambda engine: engine.transfer(debit, credit, amount_minor, **named, **asked), named, tell=both_sides)
 
 
+@bundled
 def pay(
     debit: Annotated[int, typer.Argument(metavar="FROM", help="The wallet that pays.")],
     merchant: Annotated[int, typer.Argument(metavar="MERCHANT", help="The merchant's wallet.")],
     amount_minor: Amount,
-    key: Key = None,
-    id: Id = None,
+    naming: Naming,
+    terms: Terms,
+    details: Details,
+    place: Place,
     currency: Currency = None,
-    reference: Reference = None,
-    metadata: Metadata = None,
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
 ) -> None:
     """Pay a merchant.
 
     \b
-    Example: hotledger pay 17 900 1250 --key cart-4711
+    Example: hotledger pay 17 900 1250 --key cart-4711 --device phone-17 --ip 203.0.113.9
     """
-    settings = Settings(data, redis_url, postgres_url)
-    options = _options(key, id, currency, reference, metadata)
-    _send(settings, lambda engine, given: engine.pay(debit, merchant, amount_minor, **given), options, None, as_json)
+    asked = details.read() | terms.given() | {"currency": currency}
+    named = naming.chosen()
+    send(place, lambda engine: engine.pay(debit, merchant, amount_minor, **named, **asked), named, tell=both_sides)
 
 
+@bundled
 def top_up(
-    wallet_id: Wallet,
-    amount_minor: Amount,
-    key: Key = None,
-    id: Id = None,
-    currency: Currency = None,
-    reference: Reference = None,
-    metadata: Metadata = None,
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
+    wallet_id: Wallet, amount_minor: Amount, naming: Naming, details: Details, place: Place, currency: Currency = None
 ) -> None:
-    """Bring money in from outside.
+    """Bring money in from outside, at once; `pending top-up` is for a card or bank that answers later.
 
     \b
     Example: hotledger top-up 17 10000 --key salary-2026-05
     """
-    settings = Settings(data, redis_url, postgres_url)
-    options = _options(key, id, currency, reference, metadata)
-    _send(settings, lambda engine, given: engine.top_up(wallet_id, amount_minor, **given), options, None, as_json)
+    asked = details.read() | {"currency": currency}
+    named = naming.chosen()
+    send(place, lambda engine: engine.top_up(wallet_id, amount_minor, **named, **asked), named, tell=both_sides)
 
 
+@bundled
 def withdraw(
     wallet_id: Wallet,
     amount_minor: Amount,
-    key: Key = None,
-    id: Id = None,
+    naming: Naming,
+    terms: Terms,
+    details: Details,
+    place: Place,
     currency: Currency = None,
-    reference: Reference = None,
-    metadata: Metadata = None,
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
 ) -> None:
-    """Take money out.
+    """Take money out, at once; `pending withdraw` is for a payout that is confirmed later.
 
     \b
     Example: hotledger withdraw 17 2000 --key atm-99
     """
-    settings = Settings(data, redis_url, postgres_url)
-    options = _options(key, id, currency, reference, metadata)
-    _send(settings, lambda engine, given: engine.withdraw(wallet_id, amount_minor, **given), options, None, as_json)
+    asked = details.read() | terms.given() | {"currency": currency}
+    named = naming.chosen()
+    send(place, lambda engine: engine.withdraw(wallet_id, amount_minor, **named, **asked), named, tell=both_sides)
 
 
+@bundled
+def refund(transfer_id: TransferId, naming: Naming, details: Details, place: Place, amount: Part = None) -> None:
+    """Move a transfer's money back, all of it or a part; never more than the transfer moved, in all.
+
+    Of a captured hold it is the capture that is refunded. A refund of a top-up or withdrawal is a reversal: give the
+    provider's reference.
+
+    \b
+    Example: hotledger refund 0197b2a1-5c3e-7f00-8a11-000000000001 --amount 200 --key return-4711
+    """
+    original, asked = uuid_of(transfer_id, "TRANSFER"), details.read()
+    named = naming.chosen()
+    send(place, lambda engine: engine.refund(original, amount, **named, **asked), named, tell=both_sides)
+
+
+@bundled
+def chargeback(
+    transfer_id: TransferId,
+    naming: Naming,
+    details: Details,
+    place: Place,
+    amount: Part = None,
+    permitted: Annotated[
+        bool,
+        typer.Option("--i-have-permission", help="You may take a wallet below its limit; without it nothing runs."),
+    ] = False,
+) -> None:
+    """Reverse a top-up by force, as its bank did: even if the money is spent or the wallet frozen.
+
+    Needs --i-have-permission, because the wallet may fall below its limit. `wallet debts` lists what is owed then.
+
+    \b
+    Example: hotledger chargeback 0197b2a1-5c3e-7f00-8a11-000000000002 --i-have-permission --key bank-77 --reference C77
+    """
+    if not permitted:
+        raise InvalidRequest("--i-have-permission", "given: a chargeback may take a wallet below its limit", permitted)
+    original, asked = uuid_of(transfer_id, "TRANSFER"), details.read()
+    named = naming.chosen()
+    send(place, lambda engine: engine.chargeback(original, amount, **named, **asked), named, tell=both_sides)
+
+
+@bundled
 def lookup(
+    place: Place,
     key: Annotated[str | None, typer.Option("--key", metavar="TEXT", help="The request's key.")] = None,
     id: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The request's id.")] = None,
-    data: Data = None,
-    redis_url: RedisUrl = None,
-    postgres_url: PostgresUrl = None,
-    as_json: Json = False,
 ) -> None:
     """What became of a request: its outcome, or NOT_APPLIED, which is final.
 
@@ -190,57 +149,6 @@ def lookup(
     """
     if (key is None) == (id is None):
         raise typer.BadParameter("needs --key or --id")
-    transfer_id = uuid_of(id) if id is not None else None
-
-    async def send(engine: Engine, _: dict[str, Any]) -> Outcome:
-        return await engine.lookup(key=key, id=transfer_id)
-
-    _send(Settings(data, redis_url, postgres_url), send, {"key": key, "id": transfer_id}, None, as_json)
-
-
-def _options(
-    key: str | None, id: str | None, currency: str | None, reference: str | None, metadata: str | None
-) -> dict[str, Any]:
-    """What every movement takes besides wallets and amount. Raises InvalidRequest."""
-    try:
-        attached = None if metadata is None else orjson.loads(metadata)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest("metadata", f"a JSON object ({error})", metadata) from None
-    named, transfer_id = name_of_request(key, id)
-    return {"key": named, "id": transfer_id, "currency": currency, "reference": reference, "metadata": attached}
-
-
-def _send(settings: Settings, send: Send, options: dict[str, Any], subject: str | None, as_json: bool) -> None:
-    """Send one request, print its outcome, and exit by it. subject: what it is about, if it has no key or id."""
-
-    async def ask() -> Outcome:
-        async with session.engine() as engine:
-            return await send(engine, options)
-
-    with open_session(settings) as session:
-        try:
-            outcome = run(ask())
-        except OutcomeUnknown:
-            note(f"The outcome is unknown. To learn it: hotledger lookup {_as_option(options)}")
-            raise
-    if as_json:
-        print_json(outcome_json(outcome, options.get("key")))
-    else:
-        _tell(outcome, subject or options.get("key") or str(outcome.transfer_id))
-    if outcome.status is not Status.POSTED:
-        raise typer.Exit(Exit.REFUSED)
-
-
-def _as_option(options: dict[str, Any]) -> str:
-    id: UUID | None = options.get("id")
-    return f"--id {id}" if id else f"--key {options.get('key')}"
-
-
-def _tell(outcome: Outcome, subject: str) -> None:
-    again = ", as decided before" if outcome.replayed else ""
-    say(f"{outcome.status}{again}: {subject} (sequence {outcome.sequence}, id {outcome.transfer_id})")
-    if outcome.status is Status.POSTED:
-        say(
-            f"Available after it: debit side {outcome.debit_available_minor:,}, "
-            f"credit side {outcome.credit_available_minor:,} minor units."
-        )
+    request_id: UUID | None = uuid_of(id, "--id") if id is not None else None
+    named = {"key": key, "id": request_id}
+    send(place, lambda engine: engine.lookup(key=key, id=request_id), named, tell=any_request)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from engine.servers import redact_url
-from gateway.commands.options import Data, Json, PostgresUrl, RedisUrl
+from gateway.commands.bundles import bundled
+from gateway.commands.options import Data, Place, PostgresUrl, RedisUrl
 from gateway.embedded import EmbeddedServers
 from gateway.logs import configure_logs
 from gateway.output import print_json, say
@@ -91,9 +92,8 @@ def persist(
     ).run(stop)
 
 
-def migrate(
-    data: Data = None, redis_url: RedisUrl = None, postgres_url: PostgresUrl = None, as_json: Json = False
-) -> None:
+@bundled
+def migrate(place: Place) -> None:
     """Bring the ledger's schema up to date.
 
     \b
@@ -101,13 +101,15 @@ def migrate(
     """
     from persister.migrate import migrate as apply_migrations
 
-    with open_servers(Settings(data, redis_url, postgres_url)) as servers:
+    with open_servers(place.settings) as servers:
         applied = apply_migrations(servers.postgres_url)
-    if as_json:
+    if place.as_json:
         print_json({"applied": applied})
     else:
-        place = redact_url(servers.postgres_url)
-        say(f"{place}: " + (f"applied {', '.join(applied)}" if applied else "nothing to apply"))
+        say(
+            f"{redact_url(servers.postgres_url)}: "
+            + (f"applied {', '.join(applied)}" if applied else "nothing to apply")
+        )
 
 
 def stop_on_signals() -> threading.Event:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,7 @@ import typer.main
 
 from gateway import cli as program
 from gateway import embedded, session
+from gateway.demo import Step
 from gateway.embedded import EmbeddedServers
 from gateway.exits import MEANINGS, Exit
 from tests.fixtures.cli import PATIENCE_S, Cli, journalled, log_of, run_process, running_up, started, wait_for
@@ -34,6 +36,7 @@ from tests.fixtures.shard import ShardDriver
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DIGEST_KEY = "a digest key of a test"
+NOBODYS = "0197b2a1-5c3e-7f00-8a11-00000000dead"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,15 @@ def hotledger(town: Path) -> Cli:
 
 @pytest.fixture(scope="module")
 def people(hotledger: Cli) -> None:
-    """Wallets 17 and 18 with 100,000 and merchant 900, for the examples."""
-    for wallet in (17, 18, 900):
+    """For the examples: wallets 17 and 18 with 100,000, merchant 900, 19 and 20 with nothing, and 21 with 100,000 of
+    which tier 2 lets no more than 100 go without an operator; tier 1 has limits."""
+    for wallet in (17, 18, 19, 20, 21, 900):
         hotledger("wallet", "open", wallet, "--currency", "USD", "--owner", 4)
-    for wallet in (17, 18):
+    for wallet in (17, 18, 21):
         hotledger.done("top-up", wallet, 100_000, "--key", f"start-{wallet}")
+    hotledger.done("tier", "set", 1, "--day-count", 1000)
+    hotledger.done("tier", "set", 2, "--max-amount", 100, "--review", "MAX_AMOUNT")
+    hotledger.done("wallet", "tier", 21, 2)
 
 
 # The help and the examples
@@ -103,15 +110,37 @@ def test_the_help_lists_commands_statuses_and_variables() -> None:
 def test_the_examples_run(example: str, hotledger: Cli, town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(town)
     (town / "payments.csv").write_text("key,debit,credit,amount_minor,currency\nex1,,71,500,USD\nex2,71,72,5,USD\n")
-    header = "step,type,amount,nameOrig,oldbalanceOrg,newbalanceOrig,nameDest,oldbalanceDest,newbalanceDest\n"
+    header = "step,type,amount,nameOrig,oldbalanceOrg,newbalanceOrig,nameDest,oldbalanceDest,newbalanceDest,isFraud\n"
     (town / "paysim.csv.gz").write_bytes(gzip.compress(header.encode()))
+    (town / "rules.toml").write_text("default_tier = {customers = 7, merchants = 0}\n[tiers.7]\nday_count = 5\n")
+    fee = [{"kind": "payment", "debit": 17, "credit": 900, "amount_minor": amount} for amount in (1000, 15)]
+    (town / "payment-with-fee.jsonl").write_bytes(b"\n".join(map(orjson.dumps, fee)))
     words = shlex.split(example, comments=True)[1:]
-    if words[0] == "lookup":
-        hotledger("transfer", 17, 18, 500, "--key", words[2], "--reference", "lunch")
+    prepare(hotledger, words)
     ended = hotledger(*words)
     # The same opening with and without an owner are two different requests; the second one is refused.
     assert ended.status == 0 or (words[0] == "wallet" and "EXISTS_WITH_DIFFERENT_OWNER" in ended.out), ended
     assert ended.out
+
+
+BEGINS_WITH = {
+    ("lookup", "--key"): ("transfer", 17, 18, 500, "--reference", "lunch"),
+    ("refund",): ("pay", 17, 900, 1000),
+    ("chargeback",): ("top-up", 17, 1000),
+    ("hold",): ("hold", "place", 17, 900, 1000),
+    ("pending", "confirm"): ("pending", "top-up", 17, 1000),
+    ("pending", "fail"): ("pending", "withdraw", 17, 1000),
+    ("review",): ("pay", 21, 900, 1000),
+}
+"""What there must be before an example that names it by its id or key."""
+
+
+def prepare(hotledger: Cli, words: list[str]) -> None:
+    if words[0] == "lookup":
+        hotledger(*BEGINS_WITH["lookup", "--key"], "--key", words[2])
+    for id in [word for word in words if re.fullmatch(r"[0-9a-f-]{36}", word)]:
+        begins = next(begins for start, begins in BEGINS_WITH.items() if tuple(words[: len(start)]) == start)
+        assert hotledger(*begins, "--id", id).status in (0, Exit.UNDER_REVIEW)
 
 
 def test_the_readme_runs_in_its_order(hotledger: Cli) -> None:
@@ -129,8 +158,12 @@ def test_the_demo_reconciles_and_leaves_nothing(tmp_path: Path) -> None:
     shown = ended.json
     assert shown["wallets"] == 10_000
     assert shown["requests"] == sum(shown["by_status"].values()) == 2000
-    assert set(shown["by_status"]) == {"POSTED", "INSUFFICIENT_FUNDS", "EXISTS_WITH_DIFFERENT_AMOUNT"}
+    usual = {"POSTED", "INSUFFICIENT_FUNDS", "EXISTS_WITH_DIFFERENT_AMOUNT", "UNDER_REVIEW"}
+    assert usual <= set(shown["by_status"]) <= usual | {"LIMIT_EXCEEDED"}
     assert shown["replays"] >= 30
+    later = {step: sum(row["count"] for row in shown["later"] if row["step"] == step) for step in Step}
+    assert later[Step.APPROVE] + later[Step.REJECT] == shown["by_status"]["UNDER_REVIEW"] > 0
+    assert all(later[step] > 0 for step in (Step.CAPTURE, Step.VOID, Step.REFUND, Step.CONFIRM))
     assert shown["reconciliation"]["ok"]
     assert shown["statement"][0]["kind"] == "PAYMENT"
     assert list(tmp_path.iterdir()) == []
@@ -204,6 +237,328 @@ def test_a_key_is_made_up_and_told_before_sending(hotledger: Cli) -> None:
     assert "as decided before" in hotledger.done("top-up", 121, 5, "--key", key).out
 
 
+# Holds, refunds, two steps
+
+
+@pytest.fixture
+def pair(hotledger: Cli) -> Iterator[tuple[int, int]]:
+    """A wallet with 1,000 and a merchant of this test alone."""
+    payer = next(_pairs)
+    for wallet in (payer, payer + 1):
+        hotledger.done("wallet", "open", wallet, "--currency", "USD")
+    hotledger.done("top-up", payer, 1000, "--key", f"pair-{payer}")
+    return payer, payer + 1
+
+
+_pairs = count(200, 2)
+
+
+def owned(hotledger: Cli, *wallets: int) -> list[tuple[int, int]]:
+    """(available, locked) of each."""
+    shown = hotledger.json("wallet", "show", *wallets)["wallets"]
+    return [(wallet["available_minor"], wallet["locked_minor"]) for wallet in shown]
+
+
+def test_a_hold_is_raised_captured_in_parts_and_refunded(hotledger: Cli, pair: tuple[int, int]) -> None:
+    payer, shop = pair
+    placed = hotledger.json(
+        "hold", "place", payer, shop, 300, "--key", f"room-{payer}", "--expires-in", "1h", "--reference", "room 12"
+    )
+    hold = placed["transfer_id"]
+    assert (placed["amount_minor"], owned(hotledger, payer, shop)) == (300, [(700, 300), (0, 0)])
+    hotledger.done("hold", "raise", hold, 100, "--key", f"raise-{payer}")
+    hotledger.done("hold", "capture", hold, "--amount", 150, "--more-to-come", "--key", f"bar-{payer}")
+    [listed] = hotledger.json("hold", "list", "--wallet", payer)["holds"]
+    assert listed.items() >= {"id": hold, "purpose": "PAYMENT", "remaining_minor": 250, "captured_minor": 150}.items()
+    assert (listed["reference"], listed["rule"], listed["review"]) == ("room 12", None, "NONE")
+    assert "1h" in hotledger.done("hold", "list", "--wallet", payer).out or "59m" in hotledger.done("hold", "list").out
+
+    last = hotledger.json("hold", "capture", hold, "--amount", 50)
+    assert hotledger.json("hold", "capture", hold, "--amount", 50)["replayed"]
+    assert owned(hotledger, payer, shop) == [(800, 0), (200, 0)]
+    assert "HOLD_ALREADY_CAPTURED" in hotledger("hold", "void", hold).out
+    assert hotledger.json("hold", "list", "--wallet", payer)["holds"] == []
+    assert hotledger.done("hold", "list", "--wallet", payer).out == "Open holds: none.\n"
+
+    shown = hotledger.json("hold", "show", hold)
+    assert shown["hold"].items() >= {"state": "CAPTURED", "amount_minor": 300, "captured_minor": 200}.items()
+    events = [(event["kind"], event["amount_minor"], event["released_minor"]) for event in shown["history"]]
+    assert events == [("HOLD", 300, 0), ("RAISE_HOLD", 100, 0), ("CAPTURE", 150, 0), ("CAPTURE", 50, 200)]
+
+    refund = ("refund", last["transfer_id"], "--amount", 30, "--key", f"back-{payer}")
+    assert hotledger.json(*refund)["amount_minor"] == 30
+    assert hotledger.json(*refund)["replayed"]
+    assert "REFUND_EXCEEDS_TRANSFER" in hotledger("refund", last["transfer_id"], "--amount", 21, "--key", "over").out
+    assert hotledger.json("refund", last["transfer_id"], "--key", f"rest-{payer}")["amount_minor"] == 20
+    assert owned(hotledger, payer, shop) == [(850, 0), (150, 0)]
+    [line, *_] = hotledger.json("statement", shop)["lines"]
+    assert (line["kind"], line["amount_minor"]) == ("REFUND", -20)
+
+
+def test_pending_top_ups_and_withdrawals(hotledger: Cli, pair: tuple[int, int]) -> None:
+    wallet, _ = pair
+
+    def begin(*words: object) -> str:
+        return str(hotledger.json("pending", *words)["transfer_id"])
+
+    paid_in = begin("top-up", wallet, 500, "--key", f"in-{wallet}", "--reference", f"card {wallet}")
+    paid_out = begin("withdraw", wallet, 200, "--key", f"out-{wallet}", "--expires-in", "never")
+    refused = begin("top-up", wallet, 70, "--key", f"refused-{wallet}")
+    returned = begin("withdraw", wallet, 60, "--key", f"returned-{wallet}")
+    assert owned(hotledger, wallet) == [(740, 260)]
+
+    listed = {hold["id"]: hold for hold in hotledger.json("pending", "list", "--limit", 1000)["holds"]}
+    assert listed[paid_in].items() >= {"purpose": "TOP_UP", "credit": wallet, "reference": f"card {wallet}"}.items()
+    assert 0 <= listed[paid_in]["open_for_s"] < PATIENCE_S
+    assert (listed[paid_out]["purpose"], listed[paid_out]["expires_at"]) == ("WITHDRAWAL", None)
+    table = hotledger.done("pending", "list", "--limit", 1000).out
+    assert f"{paid_in} │ top up     │ outside" in table
+    assert "6d 23h" in table
+
+    hotledger.done("pending", "confirm", paid_in, "PSP-1")
+    assert hotledger.json("pending", "confirm", paid_in, "PSP-1")["replayed"]
+    assert "EXISTS_WITH_DIFFERENT_DETAILS" in hotledger("pending", "confirm", paid_in, "PSP-2").out
+    hotledger.done("pending", "confirm", paid_out, "PSP-3")
+    for id in (refused, returned):
+        hotledger.done("pending", "fail", id, "--reason", "card declined")
+    assert "HOLD_ALREADY_VOIDED" in hotledger("pending", "confirm", refused, "PSP-4").out
+    assert owned(hotledger, wallet) == [(1300, 0)]
+    shown = hotledger.json("hold", "show", returned)
+    assert shown["history"][-1].items() >= {"kind": "VOID", "metadata": {"reason": "card declined"}}.items()
+    assert not {paid_in, paid_out, refused, returned} & {
+        hold["id"] for hold in hotledger.json("pending", "list", "--limit", 1000)["holds"]
+    }
+
+
+def test_a_chargeback_leaves_a_debt(hotledger: Cli, pair: tuple[int, int]) -> None:
+    wallet, shop = pair
+    put_in = hotledger.json("top-up", wallet, 400, "--key", f"put-in-{wallet}")["transfer_id"]
+    hotledger.done("pay", wallet, shop, 1400, "--key", f"spent-{wallet}")
+    back = ("chargeback", put_in, "--key", f"back-{wallet}", "--reference", "C-77")
+    assert hotledger(*back).status == Exit.USAGE
+    assert hotledger.json(*back, "--i-have-permission")["debit_available_minor"] == -400
+    debts = {debt["wallet_id"]: debt for debt in hotledger.json("wallet", "debts")["debts"]}
+    assert debts[wallet]["debt_minor"] == 400
+    assert "400" in hotledger.done("wallet", "debts").out
+    hotledger.done("top-up", wallet, 400, "--key", f"repaid-{wallet}")
+    assert wallet not in {debt["wallet_id"] for debt in hotledger.json("wallet", "debts")["debts"]}
+
+
+# Conditions, chains, states
+
+
+def test_balancing_and_conditions(hotledger: Cli, pair: tuple[int, int]) -> None:
+    payer, shop = pair
+    pay = ("pay", payer, shop)
+    version = hotledger.json("wallet", "show", payer)["wallets"][0]["version"]
+    hotledger.done(*pay, 100, "--key", f"v-{payer}", "--expect-version", version)
+    assert hotledger(*pay, 100, "--key", f"w-{payer}", "--expect-version", version).status == Exit.REFUSED
+    assert hotledger(*pay, 1, "--key", f"x-{payer}", "--min-available-after", 900).status == Exit.REFUSED
+    swept = hotledger.json("transfer", payer, shop, 10**6, "--key", f"y-{payer}", "--balancing")
+    assert (swept["amount_minor"], swept["debit_available_minor"]) == (900, 0)
+    assert "Moved 900" in hotledger.done("transfer", payer, shop, 10**6, "--key", f"y-{payer}", "--balancing").out
+
+
+def chain_file(directory: Path, requests: list[dict[str, Any]], *, lines: bool = True) -> Path:
+    path = directory / "chain.jsonl"
+    path.write_bytes(b"\n".join(map(orjson.dumps, requests)) if lines else orjson.dumps(requests))
+    return path
+
+
+def test_a_chain_happens_as_a_whole(hotledger: Cli, pair: tuple[int, int], tmp_path: Path) -> None:
+    payer, shop = pair
+    held = hotledger.json("hold", "place", payer, shop, 100, "--key", f"held-{payer}")["transfer_id"]
+    requests: list[dict[str, Any]] = [
+        {"kind": "payment", "debit": payer, "credit": shop, "amount_minor": 200, "reference": "cart"},
+        {"kind": "transfer", "debit": shop, "credit": payer, "amount_minor": 5, "key": f"own-key-{payer}"},
+        {"kind": "capture", "hold_id": held, "amount_minor": 60},
+        {"kind": "hold", "debit": payer, "credit": shop, "amount_minor": 10, "expires_in_ms": 60_000},
+        {"kind": "top_up", "wallet_id": payer, "currency": "USD", "amount_minor": 7},
+        {"kind": "withdrawal", "wallet_id": payer, "currency": "USD", "amount_minor": 3, "id": str(uuid4())},
+        {"kind": "freeze", "wallet_id": shop, "side": "credits"},
+        {"kind": "set_overdraft_limit", "wallet_id": payer, "value": 50},
+    ]
+    chain = ("chain", chain_file(tmp_path, requests), "--key", f"chain-{payer}")
+    first = hotledger.json(*chain)
+    assert first["status"] == "POSTED"
+    assert [outcome["key"] for outcome in first["outcomes"]][:3] == [
+        f"chain-{payer}/1",
+        f"own-key-{payer}",
+        f"chain-{payer}/3",
+    ]
+    assert owned(hotledger, payer, shop) == [(739, 10), (255, 0)]
+    again = hotledger.json("chain", chain_file(tmp_path, requests, lines=False), "--key", f"chain-{payer}")
+    assert all(outcome["replayed"] for outcome in again["outcomes"])
+    assert "All of it happened." in hotledger.done(*chain).out
+
+    more = [{"kind": "unfreeze", "wallet_id": shop}, *requests[:1], requests[0] | {"amount_minor": 10_000}]
+    failed = hotledger("chain", chain_file(tmp_path, more), "--key", f"failed-{payer}")
+    assert failed.status == Exit.REFUSED
+    assert "Nothing of it happened: INSUFFICIENT_FUNDS." in failed.out
+    assert failed.out.count("LINKED_FAILED") == 2
+    assert hotledger.json("wallet", "show", shop)["wallets"][0]["credit_frozen"]
+
+
+def test_a_chain_from_the_standard_input(town: Path, pair: tuple[int, int]) -> None:
+    payer, shop = pair
+    request = orjson.dumps({"kind": "payment", "debit": payer, "credit": shop, "amount_minor": 5})
+    ended = run_process("chain", "-", "--json", "--data", town / "money", input=request + b"\n\n" + request)
+    assert ended.status == 0, ended
+    assert "to retry safely, run this again with --key" in ended.err
+    assert [outcome["debit_available_minor"] for outcome in ended.json["outcomes"]] == [995, 990]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "chain must be at least one request"),
+        ("[]", "chain must be at least one request"),
+        ("{", "request 1 must be a JSON object"),
+        ('{"kind": "void"}\n[1]', "request 2 must be a JSON object"),
+        ('{"kind": "chargeback", "transfer_id": "x"}', "request 1: kind must be one of transfer, "),
+        ('{"kind": 7}', "request 1: kind must be one of transfer, "),
+        ('{"debit": 1}', "request 1: kind must be one of transfer, "),
+        ('{"kind": "void", "hold_id": 5}', "request 1: hold_id must be a UUID"),
+        ('{"kind": "void"}', "request 1: hold_id must be given"),
+        ('{"kind": "payment", "debit": 1, "credit": 2, "amount_minor": "5"}', "amount_minor must be an integer"),
+        ('{"kind": "payment", "debit": 1, "credit": 2, "amount": 5}', "request 1: amount_minor must be given"),
+        ('{"kind": "freeze", "wallet_id": 1, "side": "left"}', "request 1: side must be one of debits"),
+        ('{"kind": "freeze", "wallet_id": 1, "linked": true}', "request 1: linked must be absent"),
+        (
+            '{"kind": "payment", "debit": 1, "credit": 2, "amount_minor": 5, "balancing": 1}',
+            "balancing must be True or False",
+        ),
+        (
+            '{"kind": "hold", "debit": 1, "credit": 2, "amount_minor": 5, "purpose": "refund"}',
+            "request 1: purpose must be one of payment",
+        ),
+    ],
+)
+def test_a_wrong_chain_is_2(text: str, told: str, hotledger: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "chain.jsonl"
+    path.write_text(text)
+    ended = hotledger("chain", path, "--key", "wrong")
+    assert (ended.status, ended.out) == (Exit.USAGE, "")
+    assert told in ended.err
+
+
+def test_states_of_a_wallet(hotledger: Cli, pair: tuple[int, int]) -> None:
+    payer, shop = pair
+
+    def pay(key: str) -> str:
+        return str(hotledger("pay", payer, shop, 1, "--key", f"{key}-{payer}", "--json").json["status"])
+
+    hotledger.done("wallet", "freeze", payer, "--side", "debits")
+    assert pay("s1") == "DEBIT_FROZEN"
+    assert "debits frozen" in hotledger.done("wallet", "show", payer).out
+    hotledger.done("wallet", "unfreeze", payer)
+    assert pay("s2") == "POSTED"
+    hotledger.done("wallet", "freeze", shop)
+    assert pay("s3") == "CREDIT_FROZEN"
+    hotledger.done("wallet", "unfreeze", shop)
+    hotledger.done("wallet", "overdraft", payer, 20)
+    hotledger.done("pay", payer, shop, 1019, "--key", f"s4-{payer}")
+    hotledger.done("top-up", payer, 20, "--key", f"s5-{payer}")
+    hotledger.done("wallet", "close", payer)
+    assert pay("s6") == "WALLET_CLOSED"
+    shown = hotledger.json("wallet", "show", payer)["wallets"][0]
+    assert (shown["closed"], shown["overdraft_limit_minor"]) == (True, 20)
+    lines = hotledger.done("statement", payer).out
+    assert "freeze: debits" in lines
+    assert "unfreeze: both" in lines
+    assert "overdraft limit: 20" in lines
+
+
+def test_currencies(hotledger: Cli) -> None:
+    hotledger.done("currency", "define", "MILES", 3)
+    assert hotledger.json("currency", "define", "MILES", 3)["replayed"]
+    assert hotledger("currency", "define", "MILES", 2).status == Exit.REFUSED
+    assert {"code": "MILES", "exponent": 3} in hotledger.json("currency", "list")["currencies"]
+
+
+# Fraud rules
+
+
+def test_limits_of_a_tier(hotledger: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "tier.toml"
+    path.write_text('max_amount_minor = 500\nreview = ["MAX_AMOUNT", "NEW_DEVICE"]\ndebt_first = false\n')
+    hotledger.done("tier", "set", 11, "--file", path, "--day-count", 3)
+    limits = hotledger.json("tier", "show", 11)["limits"]
+    assert limits.items() >= {"max_amount_minor": 500, "day_count": 3, "hour_amount_minor": None}.items()
+    assert (limits["review"], limits["debt_first"], limits["window_minutes"]) == (
+        ["MAX_AMOUNT", "NEW_DEVICE"],
+        False,
+        60,
+    )
+    hotledger.done("tier", "set", 11, "--keep", "--day-count", 4, "--debt-first")
+    assert hotledger.json("tier", "show", 11)["limits"] == limits | {"day_count": 4, "debt_first": True}
+    listed = {tier["tier"]: tier["limits"] for tier in hotledger.json("tier", "list")["tiers"]}
+    assert listed[11] == limits | {"day_count": 4, "debt_first": True}
+    assert "max_amount_minor 500, day_count 4, review MAX_AMOUNT, NEW_DEVICE" in hotledger.done("tier", "list").out
+    hotledger.done("tier", "set", 11, "--max-amount", 0)
+    assert hotledger.json("tier", "show", 11)["limits"].items() >= {"max_amount_minor": 0, "day_count": None}.items()
+
+    path.write_text("max_amount = 500\n")
+    wrong = hotledger("tier", "set", 11, "--file", path)
+    assert (wrong.status, "max_amount must be one of max_amount_minor" in wrong.err) == (Exit.USAGE, True)
+    path.write_text("max_amount_minor = \n")
+    wrong = hotledger("tier", "set", 11, "--file", path)
+    assert (wrong.status, "--file must be a TOML file" in wrong.err) == (Exit.USAGE, True)
+
+
+def test_reviews_and_what_was_declined(hotledger: Cli, pair: tuple[int, int]) -> None:
+    payer, shop = pair
+    hotledger.done("tier", "set", 12, "--max-amount", 100, "--day-amount", 700, "--review", "MAX_AMOUNT")
+    hotledger.done("wallet", "tier", payer, 12)
+    device, ip = f"phone {payer}", f"address {payer}"
+    origin = ("--device", device, "--ip", ip)
+
+    reviewed = {}
+    for name, amount in (("good", 300), ("bad", 200)):
+        ended = hotledger("pay", payer, shop, amount, "--key", f"{name}-{payer}", *origin, "--json")
+        assert (ended.status, ended.json["status"], ended.json["rule"]) == (6, "UNDER_REVIEW", "MAX_AMOUNT")
+        reviewed[name] = ended.json["transfer_id"]
+    told = hotledger("pay", payer, shop, 300, "--key", f"good-{payer}", *origin)
+    assert told.status == Exit.UNDER_REVIEW
+    assert f"hotledger review approve {reviewed['good']}" in told.out
+    listed = {hold["id"]: hold for hold in hotledger.json("review", "list")["holds"]}
+    assert listed[reviewed["good"]].items() >= {"rule": "MAX_AMOUNT", "review": "TRANSFER", "debit": payer}.items()
+    assert "MAX_AMOUNT" in hotledger.done("review", "list").out
+    assert "HOLD_UNDER_REVIEW" in hotledger("hold", "capture", reviewed["good"]).out
+    hotledger.done("review", "approve", reviewed["good"])
+    hotledger.done("review", "reject", reviewed["bad"], "--reason", "stolen phone")
+    assert owned(hotledger, payer, shop) == [(700, 0), (300, 0)]
+    assert not set(reviewed.values()) & {hold["id"] for hold in hotledger.json("review", "list")["holds"]}
+
+    declined = hotledger("pay", payer, shop, 600, "--key", f"day-{payer}", *origin, "--json")
+    assert declined.status == Exit.REFUSED
+    assert declined.json.items() >= {"status": "LIMIT_EXCEEDED", "rule": "DAY_AMOUNT", "used": 500}.items()
+    assert declined.json["retry_at_ms"] > 1.7e12
+    told = hotledger("pay", payer, shop, 600, "--key", f"day-{payer}", *origin)
+    assert "Rule DAY_AMOUNT, of which 500 was used before; it may be tried again at" in told.out
+    assert "waiting does not help" in hotledger("pay", payer, shop, 900, "--key", f"never-{payer}", *origin).out
+
+    def attempts() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = hotledger.json("declined", "list", "--since", "1h", "--wallet", payer)["declined"]
+        return found
+
+    wait_for(lambda: len(attempts()) == 2, "the declined attempts")
+    assert [(one["amount_minor"], one["rule"], one["status"]) for one in attempts()] == [
+        (900, "DAY_AMOUNT", "LIMIT_EXCEEDED"),
+        (600, "DAY_AMOUNT", "LIMIT_EXCEEDED"),
+    ]
+    digest = attempts()[0]["device"]
+    assert device not in hotledger.done("declined", "list").out
+    assert len(hotledger.json("declined", "list", "--device", digest)["declined"]) == 2
+    assert hotledger.json("declined", "list", "--ip", digest)["declined"] == []
+    for by, subject in (("device", digest), ("ip", attempts()[0]["ip"]), ("wallet", str(payer))):
+        found = hotledger.json("declined", "offenders", "--by", by, "--since", "1h")["offenders"]
+        [offender] = [one for one in found if one["subject"] == subject]
+        assert (offender["attempts"], offender["amount_minor"]) == (2, 1500)
+        assert offender["reasons"][0].items() >= {"status": "LIMIT_EXCEEDED", "rule": "DAY_AMOUNT"}.items()
+    assert "2 DAY_AMOUNT" in hotledger.done("declined", "offenders").out
+
+
 # Exit statuses
 
 
@@ -222,6 +577,17 @@ def test_a_key_is_made_up_and_told_before_sending(hotledger: Cli) -> None:
         ("lookup --key never-sent", "NOT_APPLIED"),
         ("wallet show 17 777", "not found: 777"),
         ("statement 777", "not in the ledger"),
+        (f"hold show {NOBODYS}", "not in the ledger"),
+        (f"hold capture {NOBODYS}", "HOLD_NOT_FOUND"),
+        (f"hold void {NOBODYS}", "HOLD_NOT_FOUND"),
+        (f"pending confirm {NOBODYS} PSP-1", "HOLD_NOT_FOUND"),
+        (f"refund {NOBODYS} --key r7", "TRANSFER_NOT_FOUND"),
+        ("tier show 77", "has no limits"),
+        ("wallet tier 17 77", "TIER_NOT_FOUND"),
+        ("wallet close 17", "WALLET_NOT_EMPTY"),
+        ("currency define USD 3", "EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT"),
+        ("pay 17 900 1 --expect-version 999999 --key r8", "CONDITION_FAILED"),
+        ("pay 17 900 1 --min-available-after 999999999 --key r9", "CONDITION_FAILED"),
     ],
 )
 def test_refused_is_1(command: str, told: str, hotledger: Cli) -> None:
@@ -257,6 +623,21 @@ def test_refused_is_1(command: str, told: str, hotledger: Cli) -> None:
         ("migrate --postgres-url postgresql:///x", "--redis-url must be given too, or HOTLEDGER_REDIS_URL set"),
         ("migrate --redis-url nonsense --postgres-url postgresql:///x", "--redis-url must be redis://"),
         ("migrate --redis-url redis://h --postgres-url postgresql:///x --data d", "--data must be absent"),
+        (f"hold capture {NOBODYS} --more-to-come --amount 0 --key u1", "amount_minor must be"),
+        ("hold void nonsense", "HOLD must be a UUID"),
+        ("hold place 17 900 1 --expires-in soon", "--expires-in must be a number and ms, s, m, h or d"),
+        ("hold place 17 900 1 --expires-in 367d --key u1", "expires_in_ms must be"),
+        (f"pending confirm {NOBODYS} {'r' * 65}", "reference must be"),
+        (f"chargeback {NOBODYS}", "--i-have-permission must be given"),
+        ("tier set 0 --day-count 1", "tier must be an integer from 1"),
+        ("tier set 1 --device-wallets 17", "device_wallets must be an integer from 0 to 16"),
+        ("tier set 1 --review LUCK", "review must be a list of MAX_AMOUNT"),
+        ("tier set 1 --file nothing.toml", "--file must be a file that can be read"),
+        ("wallet freeze 17 --side left", "--side"),
+        ("currency define USDX 9", "exponent must be an integer from 0 to 8"),
+        ("declined list --device 12", "--device must be 16 hexadecimal digits"),
+        ("declined list --since ever", "--since must be"),
+        ("chain nothing.jsonl", "nothing.jsonl"),
         ("persist", "--redis-url"),
         ("demo --requests 5", "--requests"),
     ],

@@ -13,6 +13,7 @@ from engine import (
     CorruptRecord,
     Engine,
     HistoryMismatch,
+    HoldState,
     InvalidRequest,
     Kind,
     LedgerBacklog,
@@ -20,14 +21,21 @@ from engine import (
     OpenWallet,
     OutcomeUnknown,
     Overloaded,
+    Refund,
+    Review,
+    Rule,
     ServerRefused,
     ShardNotOpen,
     Status,
+    TierLimits,
     Transfer,
     Unavailable,
     external_wallet_id,
 )
+from engine.domain.transfer import RequestFlag
 from engine.library import LIBRARY_VERSION, library_code
+from engine.requests import Claim
+from engine.wire import JOURNAL_RECORD, JOURNAL_RECORDS_FIELD
 from tests.fixtures.proxy import proxy_to
 from tests.fixtures.shard import DEPLOYMENT, ShardDriver
 
@@ -38,7 +46,7 @@ def url_of(shard: ShardDriver) -> str:
 
 async def fund(engine: Engine, *wallets: int, amount_minor: int = 1000) -> None:
     await engine.open_wallets([OpenWallet(wallet, 1, "USD") for wallet in wallets])
-    for wallet in wallets:
+    for wallet in wallets if amount_minor else ():
         assert (await engine.top_up(wallet, amount_minor, key=f"fund-{wallet}")).posted
 
 
@@ -485,3 +493,340 @@ async def test_a_server_that_is_silent_is_given_up(shard: ShardDriver, tmp_path:
         outcome = await call
         assert outcome.posted
         assert outcome.replayed, "the first send was decided, and its reply never came"
+
+
+async def now(engine: Engine, wallet_id: int) -> tuple[int, int]:
+    """(available, locked)"""
+    balance = await engine.balance(wallet_id)
+    assert balance is not None
+    return balance.available_minor, balance.locked_minor
+
+
+async def test_a_hold_and_what_becomes_of_it(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        held = await engine.hold(1, 2, 300, expires_in_ms=60_000, key="order-17")
+        assert (held.status, held.amount_minor, held.debit_available_minor) == (Status.POSTED, 300, 700)
+        hold_id = held.transfer_id
+        assert await now(engine, 1) == (700, 300)
+        [found, none] = await engine.find_holds([hold_id, uuid4()])
+        assert found is not None
+        assert none is None
+        assert found[:8] == (hold_id, HoldState.OPEN, Kind.PAYMENT, Review.NONE, 1, 2, 300, 0)
+        assert found.expires_at_ms is not None
+        assert 0 < found.expires_at_ms - shard.server_ms() <= 60_000
+        assert (await engine.raise_hold(hold_id, 50, key="tip")).amount_minor == 50
+        part = await engine.capture(hold_id, 100, final=False, key="part", reference="first")
+        assert (part.amount_minor, part.debit_available_minor, part.credit_available_minor) == (100, 650, 1100)
+        rest = await engine.capture(hold_id, 200)
+        assert (rest.amount_minor, rest.debit_available_minor, rest.credit_available_minor) == (200, 700, 1300)
+        assert await now(engine, 1) == (700, 0)
+        assert (await engine.capture(hold_id, 200)).replayed, "without a key it is the same capture"
+        assert (await engine.void(hold_id)).status is Status.HOLD_ALREADY_CAPTURED
+        [ended] = await engine.find_holds([hold_id])
+        assert ended is not None
+        assert (ended.state, ended.remaining_minor, ended.captured_minor) == (HoldState.CAPTURED, 0, 300)
+        other = await engine.hold(1, 2, 10, key="order-18")
+        assert (await engine.void(other.transfer_id)).amount_minor == 10
+        assert (await engine.void(other.transfer_id)).replayed
+        assert (await engine.capture(other.transfer_id)).status is Status.HOLD_ALREADY_VOIDED
+        assert await engine.find_holds([]) == []
+
+
+async def test_refunds_of_what_was_paid_and_captured(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        paid = await engine.pay(1, 2, 100, key="p")
+        part = await engine.refund(paid.transfer_id, 30, key="r1")
+        assert (part.status, part.amount_minor) == (Status.POSTED, 30)
+        assert (part.debit_available_minor, part.credit_available_minor) == (1070, 930)
+        assert (await engine.refund(paid.transfer_id, 71, key="r2")).status is Status.REFUND_EXCEEDS_TRANSFER
+        assert (await engine.refund(paid.transfer_id, key="r3")).amount_minor == 70
+        assert (await engine.refund(paid.transfer_id, key="r3")).replayed
+        assert (await engine.refund(part.transfer_id, key="r4")).status is Status.NOT_REFUNDABLE
+        assert (await engine.refund(uuid4(), key="r5")).status is Status.TRANSFER_NOT_FOUND
+        held = await engine.hold(1, 2, 50, key="h")
+        assert (await engine.refund(held.transfer_id, key="r6")).status is Status.NOT_REFUNDABLE
+        captured = await engine.capture(held.transfer_id, 40)
+        assert (await engine.refund(captured.transfer_id, key="r7")).amount_minor == 40
+        assert await now(engine, 1) == await now(engine, 2) == (1000, 0)
+
+
+async def test_a_chargeback_takes_what_is_not_there(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2, amount_minor=0)
+        top_up = await engine.top_up(1, 100, key="t")
+        await engine.pay(1, 2, 80, key="p")
+        assert (await engine.refund(top_up.transfer_id, key="r")).status is Status.INSUFFICIENT_FUNDS
+        assert (await engine.chargeback(top_up.transfer_id, key="c")).debit_available_minor == -80
+        assert (await engine.pay(1, 2, 1, key="p2")).status is Status.INSUFFICIENT_FUNDS
+        await engine.top_up(1, 90, key="t2")
+        assert (await engine.pay(1, 2, 10, key="p3")).debit_available_minor == 0, "the debt is paid first"
+        paid = await engine.pay(2, 1, 5, key="p4")
+        assert (await engine.chargeback(paid.transfer_id, key="c2")).status is Status.NOT_REFUNDABLE
+
+
+async def test_top_ups_and_withdrawals_in_two_steps(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1)
+        coming = await engine.start_top_up(1, 200, key="t")
+        assert await now(engine, 1) == (1000, 0), "nothing can be spent yet"
+        confirmed = await engine.confirm(coming.transfer_id, "psp-1")
+        assert (confirmed.status, confirmed.credit_available_minor) == (Status.POSTED, 1200)
+        assert (await engine.confirm(coming.transfer_id, "psp-1")).replayed
+        other = await engine.confirm(coming.transfer_id, "psp-2")
+        assert other.status is Status.EXISTS_WITH_DIFFERENT_DETAILS
+        assert (await engine.fail(coming.transfer_id, "too late")).status is Status.HOLD_ALREADY_CAPTURED
+        going = await engine.start_withdrawal(1, 500, key="w")
+        assert await now(engine, 1) == (700, 500)
+        assert (await engine.fail(going.transfer_id, "account closed")).amount_minor == 500
+        assert (await engine.fail(going.transfer_id, "account closed")).replayed
+        assert (await engine.confirm(going.transfer_id, "psp-3")).status is Status.HOLD_ALREADY_VOIDED
+        assert await now(engine, 1) == (1200, 0)
+        assert (await engine.refund(confirmed.transfer_id, key="reversal", reference="psp-4")).amount_minor == 200
+        early = await engine.confirm(uuid4(), "psp-5")
+        assert early.status is Status.HOLD_NOT_FOUND, "a confirmation that overtook its top-up may come again"
+        assert (await engine.start_top_up(77, 5, key="t2")).status is Status.DEBIT_WALLET_NOT_FOUND
+
+
+async def test_states_of_wallets(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2, 3)
+        await engine.freeze(1, credits=False)
+        assert (await engine.pay(1, 2, 1, key="a")).status is Status.DEBIT_FROZEN
+        assert (await engine.pay(2, 1, 1, key="b")).posted
+        await engine.freeze(1)
+        assert (await engine.pay(2, 1, 1, key="c")).status is Status.CREDIT_FROZEN
+        balance = await engine.balance(1)
+        assert balance is not None
+        assert (balance.debit_frozen, balance.credit_frozen, balance.closed) == (True, True, False)
+        await engine.unfreeze(1)
+        assert (await engine.pay(1, 2, 1, key="d")).posted
+        assert (await engine.pay(1, 2, 1, key="a")).status is Status.DEBIT_FROZEN, "a refusal stays with its key"
+        await engine.set_overdraft_limit(2, 500)
+        assert (await engine.withdraw(2, 1400, key="e")).debit_available_minor == -400
+        assert (await engine.close_wallet(2)).status is Status.WALLET_NOT_EMPTY
+        await engine.withdraw(3, 1000, key="f")
+        assert (await engine.close_wallet(3, key="end")).posted
+        assert (await engine.close_wallet(3, key="end")).replayed
+        assert (await engine.pay(1, 3, 1, key="g")).status is Status.WALLET_CLOSED
+        assert (await engine.freeze(3)).status is Status.WALLET_CLOSED
+        assert (await engine.freeze(99)).status is Status.DEBIT_WALLET_NOT_FOUND
+
+
+async def test_limits_of_a_tier_and_what_they_review(shard: ShardDriver) -> None:
+    limits = TierLimits(max_amount_minor=500, day_count=3, review=frozenset({Rule.MAX_AMOUNT}))
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        assert (await engine.set_tier(1, 7)).status is Status.TIER_NOT_FOUND
+        assert await engine.tier_limits(7) is None
+        assert (await engine.set_tier_limits(7, limits)).posted
+        assert await engine.tier_limits(7) == limits
+        assert (await engine.set_tier(1, 7)).posted
+        reviewed = await engine.pay(1, 2, 501, key="a")
+        assert (reviewed.status, reviewed.rule, reviewed.posted) == (Status.UNDER_REVIEW, Rule.MAX_AMOUNT, False)
+        assert await now(engine, 1) == (499, 501)
+        assert (await engine.capture(reviewed.transfer_id)).status is Status.HOLD_UNDER_REVIEW
+        assert (await engine.approve(reviewed.transfer_id)).credit_available_minor == 1501
+        assert (await engine.approve(reviewed.transfer_id)).replayed
+        await engine.pay(1, 2, 1, key="b")
+        held = await engine.hold(1, 2, 2, device="phone", ip="10.0.0.1", key="c")
+        assert (await engine.approve(held.transfer_id)).status is Status.HOLD_NOT_UNDER_REVIEW
+        refused = await engine.pay(1, 2, 3, key="d")
+        assert (refused.status, refused.rule, refused.used) == (Status.LIMIT_EXCEEDED, Rule.DAY_COUNT, 3)
+        assert refused.amount_minor == refused.credit_available_minor == 0
+        assert 0 < refused.retry_at_ms - shard.server_ms() <= 86_400_000
+        assert refused.retry_at_ms % 86_400_000 == 0
+        assert (await engine.pay(1, 2, 3, key="d")) == refused._replace(replayed=True)
+        await engine.set_tier(1, 0)
+        assert (await engine.pay(1, 2, 3, key="e")).posted
+        balance = await engine.balance(1)
+        assert balance is not None
+        assert balance.tier == 0
+
+
+async def test_rejecting_gives_back_what_was_reviewed(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        await engine.set_tier_limits(1, TierLimits(max_amount_minor=5, review=frozenset(Rule)))
+        await engine.set_tier(1, 1)
+        held = await engine.hold(1, 2, 6, key="a")
+        assert held.status is Status.UNDER_REVIEW
+        assert (await engine.approve(held.transfer_id)).amount_minor == 0, "a hold that may be captured from now on"
+        assert (await engine.capture(held.transfer_id)).posted
+        other = await engine.hold(1, 2, 7, key="b")
+        assert (await engine.reject(other.transfer_id, reason="stolen card")).amount_minor == 7
+        assert await now(engine, 1) == (994, 0)
+
+
+async def test_a_currency_has_its_exponent_once(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        assert await engine.exponent("USD") is None
+        await engine.open_wallets([OpenWallet(n, 1, code) for n, code in enumerate(("USD", "JPY", "KWD", "POINTS"), 1)])
+        exponents = [await engine.exponent(code) for code in ("USD", "JPY", "KWD", "POINTS")]
+        assert exponents == [2, 0, 3, 0], "by ISO 4217, and none for what has other codes"
+        assert (await engine.define_currency("BTC8", 8)).posted
+        assert (await engine.define_currency("BTC8", 8)).replayed
+        assert (await engine.define_currency("BTC8", 2)).status is Status.EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT
+        await engine.open_wallet(9, 1, "BTC8")
+        assert await engine.exponent("BTC8") == 8
+        outside = await engine.balance(engine.external_wallet("BTC8"))
+        assert outside is not None
+        assert (outside.flags, outside.overdraft_limit_minor) == (1, 8)
+        [entry] = [
+            record
+            for record in journal_records(shard)
+            if record["debit"] == engine.external_wallet("BTC8") and record["kind"] == Kind.OPEN_WALLET
+        ]
+        assert (entry["flags"], entry["amount"]) == (RequestFlag.EXTERNAL, 8)
+
+
+def journal_records(shard: ShardDriver) -> list[dict[str, Any]]:
+    packed = b"".join(fields[JOURNAL_RECORDS_FIELD] for _, fields in shard.redis.xrange(shard.keys.journal))
+    return [
+        JOURNAL_RECORD.unpack(packed[at : at + JOURNAL_RECORD.size])
+        for at in range(0, len(packed), JOURNAL_RECORD.size)
+    ]
+
+
+async def test_chains_and_conditions(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2, 3)
+        split = [Transfer(1, 2, 70, key="a"), Transfer(1, 3, 30, key="b")]
+        assert [outcome.status for outcome in await engine.post(split, linked=True)] == ["POSTED", "POSTED"]
+        assert [outcome.replayed for outcome in await engine.post(split, linked=True)] == [True, True]
+        assert [outcome.status for outcome in await engine.post(split)] == ["EXISTS_WITH_DIFFERENT_CHAIN"] * 2
+        before = [await engine.balance(wallet) for wallet in (1, 2, 3)]
+        failing = [Transfer(1, 2, 1, key="c"), Transfer(1, 3, 5000, key="d"), Transfer(1, 3, 1, key="e")]
+        outcomes = await engine.post(failing, linked=True)
+        assert [outcome.status for outcome in outcomes] == ["LINKED_FAILED", "INSUFFICIENT_FUNDS", "LINKED_FAILED"]
+        assert [await engine.balance(wallet) for wallet in (1, 2, 3)] == before
+        marked = [failing[0]._replace(key="f", linked=True), failing[2]._replace(key="g"), failing[1]._replace(key="h")]
+        statuses = [outcome.status for outcome in await engine.post(marked)]
+        assert statuses == ["POSTED", "POSTED", "INSUFFICIENT_FUNDS"]
+        open_one = [Transfer(1, 2, 1, key="i"), Transfer(1, 2, 1, key="j", linked=True)]
+        assert [outcome.status for outcome in await engine.post(open_one)] == ["POSTED", "LINKED_CHAIN_OPEN"]
+        assert (await engine.lookup(key="j")).status is Status.NOT_APPLIED
+        too_long = [Transfer(1, 2, 1, key=f"long-{n}") for n in range(1025)]
+        assert {outcome.status for outcome in await engine.post(too_long, linked=True)} == {"CHAIN_TOO_LONG"}
+        balance = await engine.balance(1)
+        assert balance is not None
+        asked = Transfer(1, 2, 1, key="k", expect_version=balance.version, min_available_after_minor=0)
+        assert [outcome.status for outcome in await engine.post([asked, asked._replace(key="l")])] == [
+            "POSTED", "CONDITION_FAILED",
+        ]  # fmt: skip
+        [all_of_it] = await engine.post([Transfer(1, 2, 10**9, key="m", balancing=True)])
+        assert (all_of_it.amount_minor, all_of_it.debit_available_minor) == (balance.available_minor - 1, 0)
+
+
+# With a ledger at hand, which the test plays
+
+
+class PlayedLedger:
+    """What an engine asks of a ledger. claims: by transfer id."""
+
+    def __init__(self) -> None:
+        self.claims: dict[UUID, Claim] = {}
+        self.away = False
+
+    async def claim(self, transfer_id: UUID) -> Claim | None:
+        if self.away:
+            raise Unavailable("the ledger cannot be asked")
+        return self.claims.get(transfer_id)
+
+
+def with_ledger(engine: Engine) -> PlayedLedger:
+    played: Any = PlayedLedger()
+    engine._ledger = played
+    return played
+
+
+async def test_what_redis_forgot_is_refunded_by_what_the_ledger_knows(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        old, other = uuid4(), uuid4()
+        ledger = with_ledger(engine)
+        ledger.claims = {
+            old: Claim(Kind.PAYMENT, 1, 2, 100, 40, shard.meta()["sequence"]),
+            other: Claim(Kind.REFUND, 1, 2, 100, 0, shard.meta()["sequence"]),
+        }
+        assert (await engine.refund(old, 61, key="a")).status is Status.REFUND_EXCEEDS_TRANSFER
+        assert (await engine.refund(old, 20, key="b")).credit_available_minor == 1020
+        [unknown, rest, refused] = await engine.post(
+            [Refund(uuid4(), key="c"), Refund(old, key="d"), Refund(other, key="e")]
+        )
+        assert unknown.status is Status.TRANSFER_NOT_FOUND
+        assert (rest.status, rest.amount_minor) == (Status.POSTED, 40)
+        assert refused.status is Status.NOT_REFUNDABLE
+        assert (await engine.refund(old, 20, key="b")).replayed, "what the ledger knows is no part of the content"
+
+
+async def test_a_ledger_that_is_behind_is_asked_again(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        shard.end_generation()
+        old, begun = uuid4(), shard.meta()["generation_sequence"]
+        ledger = with_ledger(engine)
+        ledger.claims[old] = Claim(Kind.PAYMENT, 1, 2, 100, 0, begun - 1)
+        with pytest.raises(Unavailable, match="behind"):
+            await engine.refund(old, key="a", timeout_ms=100)
+        waiting = asyncio.ensure_future(engine.refund(old, key="a"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        ledger.claims[old] = Claim(Kind.PAYMENT, 1, 2, 100, 30, begun)
+        assert (await waiting).amount_minor == 70
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_refund_in_a_chain_never_goes_alone(shard: ShardDriver, at: int, known: bool) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        old = uuid4()
+        if known:
+            with_ledger(engine).claims[old] = Claim(Kind.PAYMENT, 1, 2, 100, 0, shard.meta()["sequence"])
+        else:
+            with_ledger(engine)
+        chain: list[Any] = [Transfer(1, 2, 5, key="a")]
+        chain.insert(at, Refund(old, 60, key="b"))
+        statuses = [outcome.status for outcome in await engine.post(chain, linked=True)]
+        if known:
+            assert statuses == ["POSTED", "POSTED"]
+            assert await now(engine, 1) == (1055, 0)
+        else:
+            assert sorted(statuses) == ["LINKED_FAILED", "TRANSFER_NOT_FOUND"]
+            assert await now(engine, 1) == (1000, 0)
+
+
+async def test_a_chain_whose_refund_is_refused_leaves_nothing_even_if_the_ledger_knows_better(
+    shard: ShardDriver,
+) -> None:
+    """Between reading the claim and deciding, the ledger may learn of the transfer: still nothing goes alone."""
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        old, ledger = uuid4(), with_ledger(engine)
+        claim = Claim(Kind.PAYMENT, 1, 2, 100, 0, shard.meta()["sequence"])
+        answers = iter([None, claim, claim])
+
+        async def asked(transfer_id: UUID) -> Claim | None:
+            return next(answers)
+
+        ledger.claim = asked  # type: ignore[method-assign]
+        chain = [Transfer(1, 2, 5, key="a"), Refund(old, 60, key="b")]
+        statuses = [outcome.status for outcome in await engine.post(chain, linked=True)]
+        assert statuses == ["LINKED_FAILED", "TRANSFER_NOT_FOUND"]
+        assert await now(engine, 1) == (1000, 0)
+
+
+async def test_a_ledger_that_is_away_leaves_no_list_half_told(shard: ShardDriver) -> None:
+    async with Engine.connect(url_of(shard)) as engine:
+        await fund(engine, 1, 2)
+        with_ledger(engine).away = True
+        with pytest.raises(Unavailable):
+            await engine.refund(uuid4(), key="a", timeout_ms=100)
+        with pytest.raises(Unavailable):
+            await engine.post([Refund(uuid4(), key="a")], timeout_ms=100)
+        with pytest.raises(OutcomeUnknown) as caught:
+            await engine.post([Transfer(1, 2, 5, key="b"), Refund(uuid4(), key="c")], timeout_ms=100)
+        assert len(caught.value.transfer_ids) == 2
+        assert (await engine.transfer(1, 2, 5, key="b")).replayed, "the first of them had been applied"

@@ -5,24 +5,41 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
 from engine.domain.ids import key_fingerprint
-from engine.domain.transfer import Kind
+from engine.domain.money import pack_currency
+from engine.domain.status import Status
+from engine.domain.transfer import HoldState, Kind
+from engine.domain.wallet import external_wallet_id
 from engine.errors import CorruptRecord, Fatal, HistoryMismatch, JournalGap, LedgerImbalance, ServerRefused
-from engine.wire import ENTRY_HEADER, HASHED_HEADER, JOURNAL_RECORD, LAYOUT_VERSION
+from engine.wire import ENTRY_HEADER, LINK, MAX_BATCH
 from gateway.embedded import EmbeddedServers
-from persister import queries
+from persister import declined_queries, queries
 from persister.connection import connect
+from persister.declined import rows_of
 from persister.drain import Persister
+from persister.journal import Place
+from persister.ledger import Ledger
 from persister.migrate import migrate
-from persister.redis_shard import RedisShard
+from persister.redis_shard import Moved, RedisShard
+from persister.sweeper import Sweeper
+from tests.fixtures.journal import entry, id_of, link, record
 from tests.fixtures.ledger import LedgerWorld
 from tests.fixtures.servers import wipe_redis
-from tests.fixtures.shard import FINGERPRINT, OUTSIDE, new_shard, opening_record, request_record
+from tests.fixtures.shard import FINGERPRINT, OUTSIDE, hold_record, new_shard, opening_record, request_record, terms
+
+FORGED = 2**127
+"""The id of forged requests."""
+
+APPEND_ONLY = [
+    "journal_event", "journal_batch", "transfer", "ledger_entry", "wallet", "wallet_change", "hold", "hold_change",
+    "hold_detail", "refund", "transfer_origin", "tier_change", "transfer_duplicate",
+]  # fmt: skip
 
 
 class TestLedger:
@@ -37,10 +54,11 @@ class TestLedger:
             found = queries.transfer(connection, transfer_id)
             assert found is not None
             assert found[:3] == (transfer_id, sequence, Kind.PAYMENT)
-            assert found[4:] == (1, 2, 5, 995, 1005, "invoice 7", {"b": 1.5, "a": "é"})
+            assert found[4:] == (1, 2, 5, 995, 1005, "invoice 7", {"b": 1.5, "a": "é"}, 0)
             newest, funding, opening = queries.statement(connection, 2)
             assert newest.version == 3
-            assert newest[3:] == (Kind.PAYMENT, transfer_id, 1, 5, 1005, 0, "invoice 7", {"b": 1.5, "a": "é"})
+            assert newest[3:11] == (Kind.PAYMENT, transfer_id, 1, 5, 1005, 0, "invoice 7", {"b": 1.5, "a": "é"})
+            assert newest[11:] == (0, None, None)
             assert funding[5:9] == (OUTSIDE, 1000, 1000, 0)
             assert (opening.kind, opening.counterparty_id, opening.amount_minor) == (Kind.OPEN_WALLET, None, 0)
             assert queries.statement(connection, 2, before_version=3, limit=1) == [funding]
@@ -71,7 +89,7 @@ class TestLedger:
         assert row == (reference, metadata)
         funded_world.assert_proved()
 
-    @pytest.mark.parametrize("table", ["journal_event", "journal_batch", "transfer", "ledger_entry", "wallet"])
+    @pytest.mark.parametrize("table", APPEND_ONLY)
     def test_is_append_only(self, funded_world: LedgerWorld, table: str) -> None:
         for change in ("UPDATE {} SET shard = 1", "DELETE FROM {}", "TRUNCATE {}"):
             with pytest.raises(psycopg.errors.RestrictViolation, match="append-only"):
@@ -176,6 +194,198 @@ class TestExactlyOnce:
         assert sorted(seconds)[10] < 0.05
 
 
+class TestEverything:
+    def test_every_kind_reaches_its_tables(self, funded_world: LedgerWorld) -> None:
+        with funded_world.persister():
+            funded_world.do_everything()
+            funded_world.hold(7, 8, 30, expires_in_ms=1)
+            funded_world.until(lambda: funded_world.shard.wallet(7)["locked"] == 0)
+            funded_world.until_persisted()
+        funded_world.assert_proved()
+        with funded_world.connect() as connection:
+            kinds = {row[0] for row in connection.execute("select distinct kind from journal_event")}
+        assert kinds == set(Kind) - {Kind.END_GENERATION}
+        for table in APPEND_ONLY:
+            if table != "transfer_duplicate":
+                assert funded_world.one(f"select count(*) from {table}") > 0, table
+        assert funded_world.one("select count(*) from open_hold") == 4
+
+    def test_killed_at_random_moments(self, world: LedgerWorld) -> None:
+        world.drain()
+        world.open_wallets()
+        chance = random.Random(4)
+        for _ in range(3):
+            child = world.child()
+            before = world.shard.meta()["persisted"]
+            world.do_everything()
+            world.until(lambda before=before: bool(world.shard.meta()["persisted"] > before))
+            acting = time.monotonic() + chance.uniform(0, 0.15)
+            while time.monotonic() < acting:
+                world.do_everything()
+            assert child.poll() is None
+            child.kill()
+            child.wait()
+        world.drain()
+        world.assert_proved()
+
+    def test_one_batch_of_all_kinds(self, funded_world: LedgerWorld) -> None:
+        """Holds that are made, changed and ended within one transaction."""
+        for _ in range(20):
+            funded_world.do_everything()
+        funded_world.drain()
+        funded_world.assert_proved()
+
+    def test_wallets_keep_their_state(self, funded_world: LedgerWorld) -> None:
+        funded_world.set_limits(9)
+        funded_world.change_wallet(Kind.SET_TIER, 3, 9)
+        funded_world.change_wallet(Kind.FREEZE, 3, 6)
+        funded_world.drain()
+        funded_world.change_wallet(Kind.UNFREEZE, 3, 4)
+        funded_world.change_wallet(Kind.SET_OVERDRAFT_LIMIT, 3, 77)
+        funded_world.drain()
+        state = "select flags, tier, overdraft_limit from wallet_balance where wallet_id = %s"
+        assert funded_world.one(state, 3) == (2, 9, 77)
+        assert funded_world.one(state, 4) == (0, 0, 0)
+        assert funded_world.one(state, OUTSIDE) == (1, 0, 0)
+        funded_world.assert_proved()
+
+    def test_an_external_wallet_has_its_currencys_exponent(self, world: LedgerWorld) -> None:
+        world.drain()
+        points = external_wallet_id("POINTS")
+        world.done(opening_record(world.id(), points, currency=pack_currency("POINTS"), overdraft=8))
+        world.open_wallets()
+        world.drain()
+        assert world.one("select flags, overdraft_limit from wallet where id = %s", points) == (1, 8)
+        with world.connect() as connection:
+            assert queries.currencies(connection) == [("POINTS", 8), ("USD", 0)]
+        world.assert_proved()
+
+
+class TestSweeper:
+    def test_holds_end_when_their_time_is_over(self, funded_world: LedgerWorld) -> None:
+        with funded_world.persister():
+            lasting = funded_world.hold(1, 2, 40, expires_in_ms=600_000)
+            forever = funded_world.hold(1, 2, 5)
+            short = [funded_world.hold(1, 2, 10, expires_in_ms=200) for _ in range(3)]
+            funded_world.until(lambda: funded_world.shard.wallet(1)["locked"] == 45)
+            funded_world.until_persisted()
+        assert [funded_world.shard.hold(number)["state"] for number in (lasting, forever, *short)] == [
+            HoldState.OPEN, HoldState.OPEN, *[HoldState.EXPIRED] * 3,
+        ]  # fmt: skip
+        assert funded_world.one("select count(*) from hold_change where kind = 11") == 3
+        funded_world.assert_proved()
+
+    def test_works_off_what_is_due_after_hours_without_it(self, funded_world: LedgerWorld) -> None:
+        """More than a batch; the rest of the journal is drained meanwhile."""
+        count = 2 * MAX_BATCH + 100
+        for start in range(0, count, 100):
+            records = [hold_record(funded_world.id(), 1, 2, 1, expires_in_ms=1) for _ in range(start, start + 100)]
+            assert set(funded_world.shard.statuses(records)) <= {"POSTED"}
+        with funded_world.persister():
+            funded_world.until(lambda: funded_world.shard.wallet(1)["locked"] == 0)
+            funded_world.until_persisted()
+        assert funded_world.one("select count(*) from hold_change where kind = 11") >= count
+        assert not funded_world.redis.exists(funded_world.shard.keys.due)
+        funded_world.assert_proved()
+
+    def test_a_damaged_hold_does_not_keep_the_others(self, funded_world: LedgerWorld) -> None:
+        holds = [funded_world.hold(1, 2, 10, expires_in_ms=1) for _ in range(5)]
+        funded_world.redis.hset(funded_world.shard.keys.holds, id_of(holds[3]), b"damaged")
+        with funded_world.persister():
+            funded_world.until(lambda: funded_world.shard.wallet(1)["locked"] == 10)
+            assert funded_world.is_open()
+
+    def test_a_damaged_list_does_not_stop_the_shard(self, funded_world: LedgerWorld) -> None:
+        funded_world.redis.set(funded_world.shard.keys.due, b"")
+        with funded_world.persister():
+            funded_world.pay(10)
+            funded_world.until_persisted()
+            time.sleep(0.3)
+            assert funded_world.is_open()
+        funded_world.assert_proved()
+
+    def test_a_closed_shard_is_opened_again(self, funded_world: LedgerWorld) -> None:
+        funded_world.hold(1, 2, 10, expires_in_ms=1)
+        funded_world.drain()
+        deployment = funded_world.shard.meta()["deployment"]
+        funded_world.hold(1, 2, 10, expires_in_ms=1)
+        time.sleep(0.005)
+        with RedisShard(funded_world.redis_url, 0) as redis:
+            with pytest.raises(Moved, match="another deployment"):
+                Sweeper(redis, b"another deploym.").sweep()
+            redis.close_fence()
+            with pytest.raises(Moved, match="not open"):
+                Sweeper(redis, deployment).sweep()
+        funded_world.drain()
+        assert funded_world.shard.wallet(1)["locked"] == 0
+
+
+class TestDeclined:
+    COUNT = "select count(*) from declined_attempt"
+
+    def refuse(self, world: LedgerWorld, count: int = 1, **options: Any) -> None:
+        records = [
+            request_record(world.id(), Kind.PAYMENT, 1, 2, 2**50, attached=terms(**options)) for _ in range(count)
+        ]
+        assert set(world.shard.statuses(records)) == {"INSUFFICIENT_FUNDS"}
+
+    def test_reach_the_ledger_once(self, funded_world: LedgerWorld) -> None:
+        self.refuse(funded_world, device=b"device 1")
+        funded_world.drain()
+        self.refuse(funded_world, 5, ip=b"ip addr1")
+        funded_world.drain()
+        funded_world.drain()
+        with funded_world.connect() as connection:
+            *_, first = found = declined_queries.declined_attempts(connection)
+        assert len(found) == 6
+        assert first[2:] == (
+            Kind.PAYMENT, Status.INSUFFICIENT_FUNDS, 0, 1, 2, 2**50, b"device 1", None,
+        )  # fmt: skip
+        funded_world.assert_proved()
+
+    def test_come_while_the_persister_runs(self, funded_world: LedgerWorld) -> None:
+        with funded_world.persister():
+            self.refuse(funded_world)
+            funded_world.until(lambda: funded_world.one(self.COUNT) == 1)
+            self.refuse(funded_world)
+            funded_world.until(lambda: funded_world.one(self.COUNT) == 2)
+
+    def test_many_are_read_in_parts(self, funded_world: LedgerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("persister.leader.DECLINED_ROWS", 30)
+        for _ in range(40):
+            self.refuse(funded_world, 7)
+        funded_world.drain()
+        assert funded_world.one(self.COUNT) == 280
+
+    def test_are_not_added_from_another_place(self, funded_world: LedgerWorld) -> None:
+        self.refuse(funded_world)
+        funded_world.drain()
+        with connect(funded_world.postgres_url) as connection, pytest.raises(JournalGap, match="by somebody else"):
+            Ledger(connection, 0).add_declined(rows_of(0, []), "0-0", "9-0")
+        assert funded_world.one(self.COUNT) == 1
+
+    @pytest.mark.parametrize("damage", ["entry", "type", "table"])
+    def test_never_stop_the_shard(self, funded_world: LedgerWorld, damage: str) -> None:
+        stream = funded_world.shard.keys.declined
+        match damage:
+            case "entry":
+                funded_world.redis.xadd(stream, {b"d": b"damaged"})
+                funded_world.redis.xadd(stream, {b"other": b"field"})
+            case "type":
+                funded_world.redis.set(stream, b"")
+            case "table":
+                self.refuse(funded_world)
+                funded_world.tamper("drop table declined_attempt")
+        funded_world.pay(10)
+        funded_world.drain()
+        assert funded_world.is_open()
+        funded_world.assert_proved()
+        if damage == "entry":
+            self.refuse(funded_world)
+            funded_world.drain()
+            assert funded_world.one(self.COUNT) == 1
+
+
 class TestOpening:
     def test_both_empty(self, world: LedgerWorld) -> None:
         world.drain()
@@ -278,29 +488,23 @@ class TestOpening:
 class TestStops:
     """Entries that no shard writes: the persister stops, closes the shard and leaves the ledger as it was."""
 
-    def forge(self, world: LedgerWorld, *, keep_hash: bool = False, **changes: float) -> None:
-        """Append an entry that continues the history but for the changed fields of its record or header."""
-        meta = world.shard.meta()
-        row = world.one("select available, version from wallet_balance where wallet_id = 1")
-        other = world.one("select available, version from wallet_balance where wallet_id = 2")
-        record = dict.fromkeys((name for name, _ in JOURNAL_RECORD.fields), 0) | {
-            "id": b"forged".ljust(16, b"\0"), "kind": Kind.PAYMENT, "debit": 1, "credit": 2, "amount": 7,
-            "currency": b"", "details_digest": b"", "terms_digest": b"",
-            "debit_available": row[0] - 7, "debit_version": row[1] + 1,
-            "credit_available": other[0] + 7, "credit_version": other[1] + 1,
+    def forge(self, world: LedgerWorld, *, hash: bytes | None = None, links: bytes = b"", **changes: Any) -> None:
+        """Append an entry that continues the history with a payment, but for the changed fields of record or header."""
+        place = Place(*world.shard.place())
+        paying = world.one("select available, locked, version from wallet_balance where wallet_id = 1")
+        paid = world.one("select available, locked, version from wallet_balance where wallet_id = 2")
+        fields = {
+            "kind": Kind.PAYMENT, "debit": 1, "credit": 2, "amount": 7,
+            "debit_available": paying[0] - 7, "debit_locked": paying[1], "debit_version": paying[2] + 1,
+            "credit_available": paid[0] + 7, "credit_locked": paid[1], "credit_version": paid[2] + 1,
         }  # fmt: skip
-        header = dict.fromkeys((name for name, _ in ENTRY_HEADER.fields), 1) | {
-            "layout": LAYOUT_VERSION,
-            "first_sequence": meta["sequence"] + 1, "last_sequence": meta["sequence"] + 1,
-            "time_ms": meta["time_ms"], "previous_hash": meta["hash"],
-        }  # fmt: skip
-        records = JOURNAL_RECORD.struct.pack(*(record | {k: v for k, v in changes.items() if k in record}).values())
-        header |= {k: v for k, v in changes.items() if k in header}
-        place = HASHED_HEADER.struct.pack(*(header.get(name, 0) for name, _ in HASHED_HEADER.fields))
-        rolled = world.redis.eval("return redis.sha1hex(ARGV[1])", 0, header["previous_hash"] + place + records)
-        header["hash"] = b"f" * 40 if keep_hash else rolled
-        fields = {b"h": ENTRY_HEADER.struct.pack(*header.values()), b"r": records}
-        world.redis.xadd(world.shard.keys.journal, fields, id=f"{int(header['last_sequence'])}-0")
+        of_header = {name for name, _ in ENTRY_HEADER.fields}
+        header = {name: value for name, value in changes.items() if name in of_header}
+        fields |= {name: value for name, value in changes.items() if name not in of_header}
+        forged = record(FORGED, **fields)
+        time_ms = world.shard.meta()["time_ms"]
+        entry_id, made = entry(place, [forged], **{"time_ms": time_ms, "hash": hash, "links": links} | header)
+        world.redis.xadd(world.shard.keys.journal, made, id=entry_id)
 
     def check(self, world: LedgerWorld, error: type[Fatal], match: str) -> None:
         before = world.one("select sequence, chain from shard_state")
@@ -326,7 +530,7 @@ class TestStops:
             ),
             ({"epoch": 2}, JournalGap, "of epoch 2, the ledger of 1"),
             ({"previous_hash": b"a" * 40}, JournalGap, "it follows the hash aaaa"),
-            ({"keep_hash": True}, JournalGap, "it says ffff"),
+            ({"hash": b"f" * 40}, JournalGap, "it says ffff"),
             ({"first_sequence": 342, "last_sequence": 343}, CorruptRecord, "for 2 records"),
             ({"layout": 1}, CorruptRecord, "layout 1"),
             ({"kind": 99}, CorruptRecord, "sequence 342: kind 99 is unknown"),
@@ -354,6 +558,61 @@ class TestStops:
     ) -> None:
         self.forge(funded_world, **changes)
         self.check(funded_world, error, match)
+
+    def forge_raise(self, world: LedgerWorld, **changes: Any) -> None:
+        """Raise a hold of 50 that the ledger has by 7, but for the changed fields of record or link."""
+        held = world.hold(1, 2, 50)
+        world.drain()
+        available, locked = world.one("select available, locked from wallet_balance where wallet_id = 1")
+        state = {"reference": held, "purpose": Kind.PAYMENT, "remaining": 57} | {
+            name: value for name, value in changes.items() if name == "reference" or name in dict(LINK.fields)
+        }
+        freed = state.get("released", -7)
+        fields = {
+            "kind": Kind.RAISE_HOLD, "debit_available": available + freed, "debit_locked": locked - freed,
+            "credit_version": 0,
+        } | {name: value for name, value in changes.items() if name not in state}  # fmt: skip
+        self.forge(world, links=link(world.shard.meta()["sequence"] + 1, **state), **fields)
+
+    def test_the_forger_of_holds_itself(self, funded_world: LedgerWorld) -> None:
+        self.forge_raise(funded_world)
+        with pytest.raises(HistoryMismatch, match="the ledger is ahead"):
+            funded_world.drain()
+        assert funded_world.one("select remaining from open_hold") == 57
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "match"),
+        [
+            ({"reference": 4711}, JournalGap, "hold .*: the ledger has no such open hold, .* remaining 50"),
+            ({"remaining": 58}, LedgerImbalance, "the ledger has remaining 50, .*continues remaining 51"),
+            ({"captured": 1}, LedgerImbalance, "continues .*captured 1"),
+            ({"purpose": 1}, LedgerImbalance, "continues .*purpose 1"),
+            ({"expires_at_ms": 5}, LedgerImbalance, "continues .*expiry 5"),
+            ({"credit": 3}, LedgerImbalance, "continues .*wallets 1 to 3"),
+            (
+                {"kind": Kind.VOID, "amount": 51, "released": 51, "remaining": 0, "state": HoldState.VOIDED},
+                LedgerImbalance,
+                "continues remaining 51",
+            ),
+            ({"kind": Kind.HOLD, "remaining": 7}, CorruptRecord, "the beginning of its hold"),
+        ],
+    )
+    def test_at_a_hold_that_does_not_follow(
+        self, funded_world: LedgerWorld, changes: dict[str, Any], error: type[Fatal], match: str
+    ) -> None:
+        self.forge_raise(funded_world, **changes)
+        self.check(funded_world, error, match)
+
+    def test_at_a_hold_made_twice(self, funded_world: LedgerWorld) -> None:
+        """Redis never makes a hold under the id of an open one."""
+        held = funded_world.hold(1, 2, 50)
+        funded_world.drain()
+        funded_world.redis.delete(funded_world.shard.keys.holds)
+        meta = funded_world.shard.meta()
+        funded_world.redis.delete(funded_world.shard.keys.idempotency(int(meta["generation"])))
+        again = request_record(held, Kind.HOLD, 1, 2, 50, attached=terms(purpose=Kind.PAYMENT))
+        funded_world.done(again)
+        self.check(funded_world, JournalGap, "open_hold has it already")
 
     def test_at_a_removed_entry(self, funded_world: LedgerWorld) -> None:
         funded_world.pay(300)

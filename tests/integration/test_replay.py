@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import re
+import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -16,6 +19,7 @@ import redis
 from engine import Engine, OpenWallet, Outcome, OutcomeUnknown, Status, Transfer, Unavailable
 from engine.domain.transfer import Request
 from gateway.replay import settle
+from gateway.replay_rules import PAYSIM_RULES
 from tests.fixtures.cli import Cli, journalled, running_up, started, wait_for
 from tests.fixtures.servers import wipe_redis
 from tests.fixtures.shard import OUTSIDE, ShardDriver, new_shard
@@ -76,10 +80,21 @@ def balances(cli: Cli, *wallet_ids: int) -> list[int]:
 # PaySim
 
 
-def simulate(limit: int | None = None) -> dict[str, Any]:
+class Limits(NamedTuple):
+    """In cents, of wallets of C...: more than review waits for an operator, more than a day's sum is refused."""
+
+    review: int
+    day: int
+
+
+def simulate(limit: int | None = None, limits: Limits | None = None) -> dict[str, Any]:
     """The rules of a paysim replay on plain dicts, knowing nothing of the engine."""
-    owned: dict[int, int] = {}
-    posted = declined = volume = 0
+    available: dict[int, int] = {}
+    locked: Counter[int] = Counter()
+    used: Counter[int] = Counter()
+    statuses: Counter[str] = Counter()
+    labelled: dict[str, Counter[str]] = {"1": Counter(), "0": Counter()}
+    volume = 0
     with gzip.open(PAYSIM, "rt") as file:
         for number, row in enumerate(csv.DictReader(file)):
             if number == limit:
@@ -88,27 +103,58 @@ def simulate(limit: int | None = None) -> dict[str, Any]:
             for name, balance in ((row["nameOrig"], row["oldbalanceOrg"]), (row["nameDest"], row["oldbalanceDest"])):
                 wallet = 2 * int(name[1:]) + {"C": 0, "M": 1}[name[0]]
                 sides.append(wallet)
-                if wallet not in owned:
-                    owned[wallet] = max(0, cents(balance))
+                if wallet not in available:
+                    available[wallet] = max(0, cents(balance))
             debit, credit = reversed(sides) if row["type"] == "CASH_IN" else sides
             amount = cents(row["amount"])
-            if owned[debit] >= amount and debit != credit:
-                owned[debit] -= amount
-                owned[credit] += amount
-                posted += 1
-                volume += amount
+            rules = limits if debit % 2 == 0 else None
+            if debit == credit:
+                status = "SAME_WALLET"
+            elif rules and used[debit] + amount > rules.day:
+                status = "LIMIT_EXCEEDED"
+            elif available[debit] < amount:
+                status = "INSUFFICIENT_FUNDS"
+            elif rules and amount > rules.review:
+                status = "UNDER_REVIEW"
+                locked[debit] += amount
             else:
-                declined += 1
-    lines = "".join(f"{wallet}:{owned[wallet]}\n" for wallet in sorted(owned))
+                status = "POSTED"
+                available[credit] += amount
+                volume += amount
+            if status in ("POSTED", "UNDER_REVIEW"):
+                available[debit] -= amount
+                used[debit] += amount
+            statuses[status] += 1
+            labelled[row["isFraud"]] += Counter({status: 1, "rows": 1, f"cents {status}": amount, "cents": amount})
+    lines = "".join(f"{wallet}:{available[wallet] + locked[wallet]}\n" for wallet in sorted(available))
     return {
-        "rows": posted + declined,
-        "wallets": len(owned),
-        "posted": posted,
-        "declined": declined,
+        "rows": statuses.total(),
+        "wallets": len(available),
+        "posted": statuses["POSTED"],
+        "declined": statuses.total() - statuses["POSTED"],
         "volume_minor": volume,
         "balances_sha256": hashlib.sha256(lines.encode()).hexdigest(),
         "ledger_sum_minor": 0,
         "drift": 0,
+        "by_status": dict(statuses),
+    } | ({"rules": {"fraud": group(labelled["1"]), "honest": group(labelled["0"])}} if limits else {})
+
+
+def group(found: Counter[str]) -> dict[str, Any]:
+    stopped = found["UNDER_REVIEW"] + found["LIMIT_EXCEEDED"]
+    stopped_cents = found["cents UNDER_REVIEW"] + found["cents LIMIT_EXCEEDED"]
+    by_rule = {"MAX_AMOUNT": found["UNDER_REVIEW"], "DAY_AMOUNT": found["LIMIT_EXCEEDED"]}
+    return {
+        "rows": found["rows"],
+        "stopped": stopped,
+        "stopped_share": round(stopped / found["rows"], 6),
+        "declined": found["LIMIT_EXCEEDED"],
+        "reviewed": found["UNDER_REVIEW"],
+        "posted": found["POSTED"],
+        "by_rule": {name: count for name, count in by_rule.items() if count},
+        "volume_minor": found["cents"],
+        "stopped_minor": stopped_cents,
+        "stopped_minor_share": round(stopped_cents / found["cents"], 6),
     }
 
 
@@ -140,6 +186,140 @@ def test_paysim_figures_through_a_kill_and_again(paysim_cli: Cli) -> None:
 
     again = replay()
     assert again.items() >= (expected | {"replayed": expected["rows"]}).items()
+
+
+@needs_paysim
+def test_the_shipped_rules_do_as_they_say(tmp_path: Path) -> None:
+    """The figures of an independent simulation, and those that the file states at its top; and again as replays."""
+    limits = Limits(review=40_000_000, day=500_000_000)
+    rules = tomllib.loads(PAYSIM_RULES.read_text())
+    assert rules["default_tier"] == {"customers": 1, "merchants": 0}
+    assert rules["tiers"]["1"] == {
+        "max_amount_minor": limits.review,
+        "day_amount_minor": limits.day,
+        "review": ["MAX_AMOUNT"],
+    }
+    with running_up(tmp_path / "data"):
+        cli = Cli(tmp_path / "data")
+        words = ("replay", PAYSIM, "--format", "paysim", "--rules", PAYSIM_RULES)
+        figures = cli.json(*words)
+        assert figures.items() >= simulate(limits=limits).items()
+        assert figures["replayed"] == 0
+        again = cli.json(*words, "--limit", 3000)
+        assert (again["rows"], again["replayed"], again["drift"]) == (3000, 3000, 0)
+        assert again["rules"] == simulate(3000, limits)["rules"]
+        assert cli.json("wallet", "show", 2 * 1231006815)["wallets"][0]["tier"] == 1
+        assert cli.json("wallet", "show", 2 * 1979787155 + 1)["wallets"][0]["tier"] == 0
+
+    stated = re.findall(
+        r"^# +(fraud|honest) +([\d,]+) +([\d,]+) +\(([\d.]+) %\) +([\d,]+) +([\d,]+) +([\d.]+) %$",
+        PAYSIM_RULES.read_text(),
+        re.MULTILINE,
+    )
+    assert stated == [
+        (
+            label,
+            f"{found['rows']:,}",
+            f"{found['stopped']:,}",
+            f"{100 * found['stopped_share']:.2f}",
+            f"{found['declined']:,}",
+            f"{found['reviewed']:,}",
+            f"{100 * found['stopped_minor_share']:.2f}",
+        )
+        for label, found in figures["rules"].items()
+    ]
+
+
+PAYSIM_HEADER = (
+    "step,type,amount,nameOrig,oldbalanceOrg,newbalanceOrig,nameDest,oldbalanceDest,newbalanceDest,isFraud\n"
+)
+
+
+def paysim_file(tmp_path: Path, rows: Sequence[str], header: str = PAYSIM_HEADER) -> Path:
+    path = tmp_path / "paysim.csv"
+    path.write_text(header + "".join(f"{row}\n" for row in rows))
+    return path
+
+
+def test_rules_go_by_wallet_and_are_reported(tmp_path: Path) -> None:
+    rows = [
+        "1,TRANSFER,5.00,C1,100.0,0,C2,0.0,0,0",
+        "1,TRANSFER,5.01,C1,100.0,0,C2,0.0,0,1",  # declined
+        "1,TRANSFER,9.00,C3,100.0,0,C2,0.0,0,1",  # C3 may, with an operator's word
+        "1,TRANSFER,9.00,M4,100.0,0,C2,0.0,0,0",  # merchants have no limits
+        "1,TRANSFER,0.50,C5,0.0,0,C2,0.0,0,0",
+    ]
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        """
+        default_tier = {customers = 1, merchants = 0}
+        wallet_tier = {C3 = 2}
+        [tiers.1]
+        max_amount_minor = 500
+        [tiers.2]
+        max_amount_minor = 800
+        review = ["MAX_AMOUNT"]
+        """
+    )
+    with running_up(tmp_path / "data"):
+        cli = Cli(tmp_path / "data")
+        path = paysim_file(tmp_path, rows)
+        words = ("replay", path, "--format", "paysim", "--rules", rules)
+        figures = cli.json(*words)
+        statuses = {"POSTED": 2, "LIMIT_EXCEEDED": 1, "UNDER_REVIEW": 1, "INSUFFICIENT_FUNDS": 1}
+        assert figures["by_status"] == statuses
+        fraud, honest = figures["rules"]["fraud"], figures["rules"]["honest"]
+        assert (fraud["rows"], fraud["declined"], fraud["reviewed"], fraud["stopped_share"]) == (2, 1, 1, 1.0)
+        assert (honest["rows"], honest["stopped"], honest["posted"], honest["by_rule"]) == (3, 0, 2, {})
+        assert cli.json(*words, "--limit", 0)["rules"]["fraud"].items() >= {"rows": 0, "stopped_share": None}.items()
+        table = cli.done(*words).out
+        assert "What the fraud rules stopped" in table
+        assert "100.00%" in table
+        # What was decided stays decided; new rules are in force for what comes.
+        rules.write_text("default_tier = {customers = 0, merchants = 0}\n")
+        assert cli.json(*words).items() >= {"by_status": statuses, "replayed": 5}.items()
+        assert {wallet["tier"] for wallet in cli.json("wallet", "show", 2, 6)["wallets"]} == {0}
+        assert "rules" not in cli.json("replay", path, "--format", "paysim")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1", "x must be one of the tables default_tier, wallet_tier, tiers"),
+        ("", "default_tier must be a table"),
+        ("default_tier = {customers = 0}", "default_tier must be a table of customers and merchants"),
+        ("default_tier = {customers = 0, merchants = 0, banks = 0}", "default_tier must be a table of customers"),
+        ("default_tier = {customers = 1, merchants = 0}", "default_tier.customers must be 0 or a tier"),
+        ("default_tier = {customers = true, merchants = 0}", "default_tier.customers must be 0 or a tier"),
+        (
+            "default_tier = {customers = 0, merchants = 0}\nwallet_tier = {X1 = 0}",
+            "wallet_tier must be C or M and digits",
+        ),
+        ("default_tier = {customers = 0, merchants = 0}\nwallet_tier = {C1 = 3}", "wallet_tier.C1 must be 0 or a tier"),
+        ("tiers = 5", "tiers must be a table"),
+        ("tiers = {one = {}}", "tiers must be tables named by the tier's number"),
+        ("tiers = {0 = {}}", "tier must be an integer from 1"),
+        ("tiers = {1 = 5}", "tiers.1 must be a table"),
+        ("[tiers.1]\nmax = 5", "tiers.1.max must be one of max_amount_minor"),
+        ("[tiers.1]\nday_count = -1", "tiers.1.day_count must be an integer from 0"),
+        ("[tiers.1]\nreview = 'MAX_AMOUNT'", "tiers.1.review must be a list of MAX_AMOUNT"),
+        ("[tiers", "--rules must be a TOML file"),
+    ],
+)
+def test_wrong_rules_are_2(cli: Cli, tmp_path: Path, text: str, told: str) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(text)
+    ended = cli("replay", paysim_file(tmp_path, []), "--format", "paysim", "--rules", rules)
+    assert (ended.status, ended.out) == (2, "")
+    assert told in ended.err
+
+
+def test_rules_need_labels(cli: Cli, tmp_path: Path) -> None:
+    wrong = cli("replay", file_of(tmp_path, []), "--format", "csv", "--rules", PAYSIM_RULES)
+    assert (wrong.status, "--rules must be absent" in wrong.err) == (2, True)
+    unlabelled = paysim_file(tmp_path, [], PAYSIM_HEADER.replace(",isFraud", ""))
+    wrong = cli("replay", unlabelled, "--format", "paysim", "--rules", PAYSIM_RULES)
+    assert (wrong.status, "isFraud" in wrong.err) == (2, True)
 
 
 # csv

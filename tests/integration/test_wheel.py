@@ -34,7 +34,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_lua_and_sql_are_inside(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, pattern in (("lua", "*.lua"), ("persister", "*.sql"), ("gateway", "*.py"), ("engine", "py.typed")):
+    for folder, pattern in (
+        ("lua", "*.lua"),
+        ("persister", "*.sql"),
+        ("gateway", "*.py"),
+        ("gateway", "*.toml"),
+        ("engine", "py.typed"),
+    ):
         files = [path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob(pattern)]
         assert files
         assert set(files) <= names

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from engine.domain.transfer import MOVEMENTS, HoldState, Kind, RequestFlag, Review
 from engine.domain.wallet import FLAG_CLOSED, FLAG_EXTERNAL
+from engine.keys import ShardKeys
 from engine.wire import (
     AFTER,
     CONTENT,
@@ -21,10 +22,13 @@ from engine.wire import (
     HASHED_HEADER,
     HOLD,
     JOURNAL_RECORD,
+    LAYOUT_VERSION,
     LINK,
+    META,
     ORIGIN,
     TIER_CHANGE,
     TIER_LIMITS,
+    USAGE,
     WALLET,
     ZERO_HASH,
 )
@@ -230,11 +234,12 @@ class Books:
         assert link == rest | {"sequence": record.sequence}
 
 
-def read_journal(shard: ShardDriver) -> list[Record]:
+def read_journal(shard: ShardDriver, image: dict[bytes, Any] | None = None) -> list[Record]:
     """All records, from the first sequence on. Entries chain: ids, sequences, hash, epoch, time and parts."""
+    image = image or shard.image()
     records: list[Record] = []
     before, time_ms = ZERO_HASH, 0
-    for entry_id, fields in shard.redis.xrange(shard.keys.journal):
+    for entry_id, fields in image[shard.keys.journal]:
         names = [name.decode() for name in fields]
         assert names == [name for name in PARTS if name in names]
         assert names[:2] == ["h", "r"]
@@ -254,7 +259,7 @@ def read_journal(shard: ShardDriver) -> list[Record]:
         before, time_ms = header["hash"], header["time_ms"]
         assert len(parts["r"]) == JOURNAL_RECORD.size * (last - first + 1)
         records += _records(first, parts)
-    meta = shard.meta()
+    meta = META.unpack(image[shard.keys.meta])
     assert (meta["sequence"], meta["hash"]) == (len(records), before)
     return records
 
@@ -297,62 +302,55 @@ def _items(layout: Any, packed: bytes) -> list[dict[str, Any]]:
 
 def assert_sound(shard: ShardDriver) -> Books:
     """Redis is what its journal, read from the first entry on, adds up to."""
-    books = Books()
-    for record in read_journal(shard):
+    image, books = shard.image(), Books()
+    for record in read_journal(shard, image):
         books.apply(record)
-    _compare_wallets(shard, books)
-    _compare_holds(shard, books)
-    _compare_refunds(shard, books)
-    tiers = {int.from_bytes(tier, "little"): limits for tier, limits in shard.redis.hgetall(shard.keys.tiers).items()}
+    current = META.unpack(image[shard.keys.meta])["generation"]
+    _compare_wallets(shard.keys, image, books)
+    _compare_holds(shard.keys, image, books, current)
+    _compare_refunds(shard.keys, image, books, current)
+    tiers = {int.from_bytes(tier, "little"): limits for tier, limits in image.get(shard.keys.tiers, {}).items()}
     assert tiers == books.tiers
     return books
 
 
-def _generations(shard: ShardDriver) -> tuple[int, int]:
-    current = shard.meta()["generation"]
-    return current - 1, current
-
-
-def _compare_wallets(shard: ShardDriver, books: Books) -> None:
+def _compare_wallets(keys: ShardKeys, image: dict[bytes, Any], books: Books) -> None:
     sums: dict[bytes, int] = {}
-    for wallet_id, wallet in books.wallets.items():
-        kept = shard.wallet(wallet_id)
-        assert kept == {"layout": kept["layout"], **vars(wallet)}
+    expected = {keys.wallet(wallet_id): wallet for wallet_id, wallet in books.wallets.items()}
+    assert {key for key in image if key.startswith(keys.tag + b":w:")} == set(expected)
+    for key, wallet in expected.items():
+        kept = WALLET.unpack(image[key][: WALLET.size])
+        assert kept == {"layout": LAYOUT_VERSION, **vars(wallet)}
+        assert len(image[key]) == WALLET.size + (USAGE.size if wallet.tier else 0)
         sums[wallet.currency] = sums.get(wallet.currency, 0) + wallet.available + wallet.locked
-        held = sum(hold.remaining for hold in books.holds.values() if hold.debit == wallet_id)
-        assert wallet.locked == held
     assert set(sums.values()) <= {0}
-    kept_keys = set(shard.redis.scan_iter(match=shard.keys.tag + b":w:*", count=1000))
-    assert kept_keys == {shard.keys.wallet(wallet_id) for wallet_id in books.wallets}
-    sizes = {wallet_id: shard.redis.strlen(shard.keys.wallet(wallet_id)) for wallet_id in books.wallets}
-    assert all((size > WALLET.size) == (books.wallets[wallet_id].tier > 0) for wallet_id, size in sizes.items())
+    for wallet_id, wallet in books.wallets.items():
+        assert wallet.locked == sum(hold.remaining for hold in books.holds.values() if hold.debit == wallet_id)
 
 
-def _compare_refunds(shard: ShardDriver, books: Books) -> None:
+def _compare_refunds(keys: ShardKeys, image: dict[bytes, Any], books: Books, generation: int) -> None:
     totals: dict[bytes, bytes] = {}
-    for generation in _generations(shard):
-        totals |= shard.redis.hgetall(shard.keys.refunded(generation))
+    for number in (generation - 1, generation):
+        totals |= image.get(keys.refunded(number), {})
     kept = {int.from_bytes(number, "big"): struct.unpack("<d", total)[0] for number, total in totals.items()}
     assert kept == {number: books.refunded[number] for number in kept}
 
 
-def _compare_holds(shard: ShardDriver, books: Books) -> None:
-    def kept_in(key: bytes) -> dict[int, Hold]:
-        found = {}
-        for hold_id, packed in shard.redis.hgetall(key).items():
-            fields = HOLD.unpack(packed)
-            fields.pop("layout")
-            found[int.from_bytes(hold_id, "big")] = Hold(**fields)
-        return found
-
+def _compare_holds(keys: ShardKeys, image: dict[bytes, Any], books: Books, generation: int) -> None:
     still_open = {number: hold for number, hold in books.holds.items() if hold.state == HoldState.OPEN}
-    assert kept_in(shard.keys.holds) == still_open
-    due = {
-        int.from_bytes(hold_id, "big"): score
-        for hold_id, score in shard.redis.zrange(shard.keys.due, 0, -1, withscores=True)
-    }
+    assert _holds(image, keys.holds) == still_open
+    due = {int.from_bytes(hold_id, "big"): score for hold_id, score in image.get(keys.due, [])}
     assert due == {number: hold.expires_at_ms for number, hold in still_open.items() if hold.expires_at_ms}
-    for generation in _generations(shard):
-        for number, hold in kept_in(shard.keys.resolved_holds(generation)).items():
+    for ended_in in (generation - 1, generation):
+        for number, hold in _holds(image, keys.resolved_holds(ended_in)).items():
             assert hold.state != HoldState.OPEN
             assert number in still_open or hold == books.holds[number]
+
+
+def _holds(image: dict[bytes, Any], key: bytes) -> dict[int, Hold]:
+    found = {}
+    for hold_id, packed in image.get(key, {}).items():
+        fields = HOLD.unpack(packed)
+        assert fields.pop("layout") == LAYOUT_VERSION
+        found[int.from_bytes(hold_id, "big")] = Hold(**fields)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tests.fixtures.shard import Asked, ShardDriver
@@ -25,6 +25,13 @@ def run(shard: ShardDriver, steps: Sequence[Step], *, at_once: bool = False) -> 
             if not at_once:
                 _post(shard, batch)
     _post(shard, batch)
+
+
+def both_ways(shard: ShardDriver) -> Iterator[bool]:
+    """At once or not: whether the requests of a case come in one batch. It begins anew for the second way."""
+    yield False
+    shard.begin_again()
+    yield True
 
 
 def _post(shard: ShardDriver, batch: list[tuple[int, Asked, str]]) -> None:

@@ -21,7 +21,7 @@ from tests.fixtures.shard import (
     wallet_change,
 )
 from tests.lua.books import assert_sound
-from tests.lua.steps import OK, Step, case_ids, run
+from tests.lua.steps import OK, Step, both_ways, case_ids, run
 
 CAPTURED, VOIDED, EXPIRED = "HOLD_ALREADY_CAPTURED", "HOLD_ALREADY_VOIDED", "HOLD_EXPIRED"
 RANGE = "AMOUNT_OUT_OF_RANGE"
@@ -150,14 +150,12 @@ CASES: list[tuple[str, list[Step], tuple[int, int, int]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["batches", "batch"])
 @pytest.mark.parametrize(("what", "steps", "balances"), CASES, ids=case_ids(CASES))
-def test_a_hold(
-    clocked: ShardDriver, what: str, steps: list[Step], balances: tuple[int, int, int], at_once: bool
-) -> None:
-    run(clocked, steps, at_once=at_once)
-    assert (*clocked.balance(1), *clocked.balance(2)) == (*balances, 0)
-    assert_sound(clocked)
+def test_a_hold(clocked: ShardDriver, what: str, steps: list[Step], balances: tuple[int, int, int]) -> None:
+    for at_once in both_ways(clocked):
+        run(clocked, steps, at_once=at_once)
+        assert (*clocked.balance(1), *clocked.balance(2)) == (*balances, 0)
+        assert_sound(clocked)
 
 
 def test_what_is_answered(clocked: ShardDriver) -> None:

@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 import redis
 
+from engine.domain.transfer import Kind
 from engine.library import library_code
-from engine.wire import ZERO_HASH
-from tests.fixtures.shard import DEPLOYMENT, FINGERPRINT, ShardDriver, request_record
+from engine.wire import JOURNAL_RECORD, ZERO_HASH
+from tests.fixtures.shard import (
+    DEPLOYMENT,
+    FINGERPRINT,
+    ShardDriver,
+    capture_record,
+    hold_record,
+    reference_record,
+    request_record,
+)
+from tests.lua.books import assert_sound
 
 
 def test_open_is_compare_and_set(funded: ShardDriver) -> None:
@@ -98,7 +108,25 @@ def test_generations(funded: ShardDriver) -> None:
     assert end(2) == 1
     assert funded.redis.exists(funded.keys.idempotency(1)) == 0
     assert funded.meta()["generation"] == 3
-    assert [len(entry[b"r"]) for _, entry in funded.redis.xrevrange(funded.keys.journal, count=1)] == [108]
+    assert [len(entry[b"r"]) for _, entry in funded.redis.xrevrange(funded.keys.journal, count=1)] == [
+        JOURNAL_RECORD.size
+    ]
+
+
+def test_a_generation_takes_its_ended_holds_and_refunds_along(funded: ShardDriver) -> None:
+    """Those of the generation before the current one are still known; open holds stay."""
+    asked = [hold_record(1), hold_record(2), capture_record(3, 1), reference_record(4, Kind.REFUND, 9007, 5)]
+    assert set(funded.statuses(asked)) == {"POSTED"}
+    kept = [funded.keys.idempotency(1), funded.keys.resolved_holds(1), funded.keys.refunded(1)]
+    funded.end_generation()
+    assert funded.redis.exists(*kept) == 3
+    funded.end_generation()
+    assert funded.redis.exists(*kept) == 0
+    assert funded.hold(1) is None
+    hold = funded.hold(2)
+    assert hold
+    assert hold["remaining"] == 100
+    assert_sound(funded)
 
 
 def test_the_previous_generation_is_read_beside_the_current_one(funded: ShardDriver) -> None:

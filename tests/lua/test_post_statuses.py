@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from engine.domain.limits import Condition, Rule
 from engine.domain.money import MAX_AMOUNT_MINOR
-from engine.domain.status import NUMBER_OF, RECORDED, STATUS_OF, STATUS_RULES, Status
-from engine.domain.transfer import Kind
+from engine.domain.status import ACCEPTED, NUMBER_OF, RECORDED, STATUS_OF, STATUS_RULES, Status
+from engine.domain.transfer import HOLD_CHANGES, Kind, RequestFlag
 from engine.domain.wallet import external_wallet_id
-from engine.wire import AFTER, DETAILS, ENTRY_HEADER, REPLY_HEADER, REQUEST, WALLET
-from tests.fixtures.shard import EUR, NONE, OUTSIDE, USD, ShardDriver, changed, opening_record, request_record
+from engine.wire import AFTER, CONTENT, DETAILS, ENTRY_HEADER, REPLY_HEADER, WALLET
+from tests.fixtures.shard import (
+    EUR,
+    NONE,
+    OUTSIDE,
+    USD,
+    Asked,
+    ShardDriver,
+    altered,
+    capture_record,
+    chain,
+    changed,
+    claim,
+    hold_record,
+    opening_record,
+    reference_record,
+    renumbered,
+    request_record,
+    terms,
+    tier_limits,
+    tier_record,
+    wallet_change,
+)
+from tests.lua.books import assert_sound
+from tests.lua.steps import OK, Step, run
 
 
 def _numbered(cases: Sequence[tuple[Any, ...]]) -> list[str]:
     return [f"{case[0]}-{number}" for number, case in enumerate(cases)]
 
 
-CASES: list[tuple[str, bytes]] = [
+CASES: list[tuple[str, Asked]] = [
     ("POSTED", request_record(1)),
     ("POSTED", request_record(1, Kind.PAYMENT)),
     ("POSTED", request_record(1, Kind.WITHDRAWAL, 1, OUTSIDE)),
@@ -58,64 +83,255 @@ CASES: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize(("status", "record"), CASES, ids=_numbered(CASES))
-def test_status(funded: ShardDriver, status: str, record: bytes) -> None:
-    before = funded.image()
-    [outcome] = funded.post([record])
-    assert outcome.status == status
-    assert not outcome.replayed
-    if status != "POSTED":
-        assert _without_outcomes(funded.image()) == _without_outcomes(before), "a refusal changed more than its record"
+def test_status(funded: ShardDriver, status: str, record: Asked) -> None:
+    check_status(funded, record, status)
 
 
-@pytest.mark.parametrize(("status", "record"), CASES, ids=_numbered(CASES))
-def test_a_retry_gets_the_recorded_answer_and_the_rest_is_decided_anew(
-    funded: ShardDriver, status: str, record: bytes
-) -> None:
-    [first] = funded.post([record])
-    after_first = funded.image()
-    [again] = funded.post([record])
-    assert again.status == first.status == status
-    assert again.replayed == (Status(status) in RECORDED)
-    assert again[3:5] == first[3:5]
-    assert funded.image() == after_first
+def check_status(shard: ShardDriver, record: Asked, status: str) -> None:
+    """It is answered so, keeps its answer if STATUS_RULES say so and is decided anew if not, and a refusal changes
+    nothing but that."""
+    before = shard.image()
+    first = shard.one(record)
+    assert (first.status, first.replayed) == (status, False), record
+    if Status(status) not in ACCEPTED:
+        assert _without_refusals(shard.image()) == _without_refusals(before), "a refusal changed more than its record"
+        assert first.amount_minor == 0
+    after_first = shard.image()
+    again = shard.one(record)
+    assert again == first._replace(replayed=Status(status) in RECORDED)
+    kept = shard.call("hotledger_lookup", record[:16])[1]
+    assert bool(kept) == (Status(status) in RECORDED)
+    if kept:
+        assert shard.image() == after_first
+    else:
+        assert _without_refusals(shard.image()) == _without_refusals(after_first)
 
 
-def _without_outcomes(image: dict[bytes, Any]) -> dict[bytes, Any]:
-    return {key: value for key, value in image.items() if b":idem:" not in key}
+def _without_refusals(image: dict[bytes, Any]) -> dict[bytes, Any]:
+    """Without what a refused request may leave: its outcome, its attempt, a line in the side stream."""
+    left = (b":idem:", b":attempts:", b":declined")
+    return {key: value for key, value in image.items() if not any(part in key for part in left)}
 
 
-DIFFERENCES: list[tuple[str, bytes, bytes]] = [
-    ("KIND", request_record(1), request_record(1, Kind.PAYMENT)),
-    ("DEBIT", request_record(1), request_record(1, debit=3)),
-    ("CREDIT", request_record(1), request_record(1, credit=3)),
-    ("AMOUNT", request_record(1), request_record(1, amount=101)),
-    ("CURRENCY", request_record(1), request_record(1, currency=USD)),
-    ("DETAILS", request_record(1), request_record(1, digest=b"digest!!")),
-    ("KIND", request_record(1), opening_record(1, 5)),
-    ("KIND", opening_record(1, 5), opening_record(1, -5)),
-    ("WALLET", opening_record(1, 5), opening_record(1, 6)),
-    ("OWNER", opening_record(1, 5), opening_record(1, 5, owner=2)),
-    ("CURRENCY", opening_record(1, 5), opening_record(1, 5, currency=EUR)),
-    ("OVERDRAFT_LIMIT", opening_record(1, 5), opening_record(1, 5, overdraft=1)),
-    ("AMOUNT", request_record(1, amount=5000), request_record(1, amount=100)),
-    ("DEBIT", request_record(1), request_record(1, debit=77, credit=77, amount=5)),
+@pytest.fixture
+def eventful(clocked: ShardDriver) -> ShardDriver:
+    """Besides the wallets of `funded`, with 930 left in wallet 1 and 50 in 2: wallet 5 is closed, 6 frozen with 100, 7
+    and 8 have 100 and 400 and tiers: whatever is above 50 is declined in tier 1, reviewed in tier 2.
+
+    Hold 100 outlived its outcome and is open; 101 is captured, 102 voided, 103 expired, 104 due and never swept, 105
+    is under review. All are of 10 from wallet 1 to 2, but 105, of 60 from 8. Transfer 110 is a payment from 1 to 2.
+    """
+    run(clocked, [(hold_record(100, amount=10), OK)])
+    for _ in range(2):
+        clocked.end_generation()
+    review = tier_limits(max_amount=50, review=[Rule.MAX_AMOUNT])
+    steps: list[Step] = [
+        *[(opening_record(9000 + n, n), OK) for n in (5, 6, 7, 8)],
+        (wallet_change(9010, Kind.CLOSE_WALLET, 5), OK),
+        *[(request_record(9020 + n, Kind.TOP_UP, OUTSIDE, n, 400 if n == 8 else 100), OK) for n in (6, 7, 8)],
+        (wallet_change(9030, Kind.FREEZE, 6, 6), OK),
+        (tier_record(9031, 1, tier_limits(max_amount=50)), OK),
+        (tier_record(9032, 2, review), OK),
+        (wallet_change(9033, Kind.SET_TIER, 7, 1), OK),
+        (wallet_change(9034, Kind.SET_TIER, 8, 2), OK),
+        *[(hold_record(n, amount=10, expires_in_ms=1000 if n > 102 else 0), OK) for n in range(101, 105)],
+        (hold_record(105, 8, 2, 60, expires_in_ms=10**6), "UNDER_REVIEW"),
+        (capture_record(9040, 101), OK),
+        (reference_record(9041, Kind.VOID, 102), OK),
+        (request_record(110, Kind.PAYMENT, 1, 2, 40), OK),
+    ]
+    run(clocked, steps, at_once=True)
+    run(clocked, [1000, (reference_record(9042, Kind.EXPIRE_HOLD, 103), OK)])
+    return clocked
+
+
+def _back(amount: float = 0, of: int = 110, attached: bytes = b"", kind: Kind = Kind.REFUND) -> Asked:
+    return reference_record(1, kind, of, amount, attached=attached)
+
+
+def _upon(hold: int, kind: Kind = Kind.VOID, amount: float = 0) -> Asked:
+    return reference_record(1, kind, hold, amount)
+
+
+def _asks(conditions: int, **fields: Any) -> Asked:
+    attached = terms(conditions=conditions, expect_version=99, min_available_after=MAX_AMOUNT_MINOR)
+    return request_record(1, attached=attached, **fields)
+
+
+LOST = 10**6
+"""The id of a transfer that only the ledger knows."""
+
+# What else a request can be refused with, or accepted as; alone, on `eventful`.
+EVENTFUL: list[tuple[str, Asked]] = [
+    ("UNDER_REVIEW", request_record(1, debit=8, amount=51)),
+    ("UNDER_REVIEW", hold_record(1, debit=8, amount=51)),
+    ("AMOUNT_OUT_OF_RANGE", _upon(100, amount=1)),
+    ("AMOUNT_OUT_OF_RANGE", _upon(104, Kind.EXPIRE_HOLD, 1)),
+    ("AMOUNT_OUT_OF_RANGE", _upon(105, Kind.APPROVE_HOLD, 1)),
+    ("AMOUNT_OUT_OF_RANGE", _upon(100, Kind.CAPTURE, -1)),
+    ("AMOUNT_OUT_OF_RANGE", _upon(100, Kind.RAISE_HOLD, 0)),
+    ("AMOUNT_OUT_OF_RANGE", _back(-1)),
+    ("AMOUNT_OUT_OF_RANGE", hold_record(1, amount=0)),
+    ("AMOUNT_OUT_OF_RANGE", wallet_change(1, Kind.FREEZE, 1, 1)),
+    ("AMOUNT_OUT_OF_RANGE", tier_record(1, 0)),
+    ("LEDGER_BEHIND", _back(of=LOST, attached=claim(as_of=0))),
+    ("HOLD_EXISTS", hold_record(100)),
+    ("HOLD_NOT_FOUND", _upon(999)),
+    ("HOLD_NOT_FOUND", _upon(110, Kind.CAPTURE)),
+    ("HOLD_ALREADY_CAPTURED", _upon(101, Kind.CAPTURE)),
+    ("HOLD_ALREADY_VOIDED", _upon(102, Kind.EXPIRE_HOLD)),
+    ("HOLD_EXPIRED", _upon(103)),
+    ("HOLD_EXPIRED", _upon(104, Kind.RAISE_HOLD, 1)),
+    ("HOLD_NOT_DUE", _upon(100, Kind.EXPIRE_HOLD)),
+    ("HOLD_UNDER_REVIEW", _upon(105, Kind.CAPTURE)),
+    ("HOLD_NOT_UNDER_REVIEW", _upon(100, Kind.APPROVE_HOLD)),
+    ("TRANSFER_NOT_FOUND", _back(of=LOST)),
+    ("NOT_REFUNDABLE", _back(of=100 + 1)),
+    ("NOT_REFUNDABLE", _back(kind=Kind.CHARGEBACK)),
+    ("TIER_NOT_FOUND", wallet_change(1, Kind.SET_TIER, 1, 3)),
+    ("WALLET_CLOSED", request_record(1, credit=5)),
+    ("WALLET_CLOSED", wallet_change(1, Kind.UNFREEZE, 5, 2)),
+    ("DEBIT_FROZEN", request_record(1, debit=6)),
+    ("CREDIT_FROZEN", request_record(1, credit=6)),
+    ("WALLET_NOT_EMPTY", wallet_change(1, Kind.CLOSE_WALLET, 1)),
+    ("EXCEEDS_HOLD", _upon(100, Kind.CAPTURE, 11)),
+    ("REFUND_EXCEEDS_TRANSFER", _back(41)),
+    ("LIMIT_EXCEEDED", request_record(1, debit=7, amount=51)),
+    ("INSUFFICIENT_FUNDS", _upon(100, Kind.RAISE_HOLD, 931)),
+    ("CONDITION_FAILED", _asks(Condition.VERSION)),
+    ("CONDITION_FAILED", _asks(Condition.MIN_AVAILABLE)),
 ]
 
 
-@pytest.mark.parametrize("batches", ["one", "two"])
-@pytest.mark.parametrize(("field", "first", "second"), DIFFERENCES, ids=_numbered(DIFFERENCES))
-def test_the_same_id_with_other_content_names_the_field(
-    funded: ShardDriver, field: str, first: bytes, second: bytes, batches: str
+def test_the_status_of_what_is_special(eventful: ShardDriver) -> None:
+    """Each with an id of its own, and the accepted ones last: nothing changes between the others."""
+    for number, (status, record) in enumerate(sorted(EVENTFUL, key=lambda case: Status(case[0]) in ACCEPTED), 2000):
+        check_status(eventful, record if status == "HOLD_EXISTS" else renumbered(record, number), status)
+    assert_sound(eventful)
+
+
+@pytest.mark.parametrize(("fixture", "cases"), [("funded", CASES), ("eventful", EVENTFUL)], ids=["plain", "special"])
+def test_refusals_of_a_chain_stick_as_the_culprits_does(
+    request: pytest.FixtureRequest, fixture: str, cases: list[tuple[str, Asked]], server_url: str
 ) -> None:
-    if batches == "one":
-        _, outcome = funded.post([first, second])
-    else:
-        funded.post([first])
-        before = funded.image()
-        [outcome] = funded.post([second])
-        assert funded.image() == before
-    assert outcome.status == f"EXISTS_WITH_DIFFERENT_{field}"
-    assert not outcome.replayed
+    """For each refusal that a member of a chain can get."""
+    shard: ShardDriver = request.getfixturevalue(fixture)
+    refusals = [case for case in cases if Status(case[0]) not in ACCEPTED and case[1][17] != Kind.EXPIRE_HOLD]
+    for number, (status, record) in enumerate(refusals, 2000):
+        culprit = record if status == "HOLD_EXISTS" else renumbered(record, number)
+        beside = [request_record(number + n, credit=OUTSIDE, amount=1) for n in (1000, 2000)]
+        members = chain(beside[0], culprit, beside[1])
+        before = shard.image()
+        first = shard.post(members)
+        assert [outcome.status for outcome in first] == ["LINKED_FAILED", status, "LINKED_FAILED"], record
+        assert _without_refusals(shard.image()) == _without_refusals(before)
+        sticks = Status(status) in RECORDED
+        kept = [bool(shard.call("hotledger_lookup", member[:16])[1]) for member in members]
+        assert kept == [sticks] * 3, status
+        assert shard.post(members) == [outcome._replace(replayed=sticks) for outcome in first]
+    assert_sound(shard)
+
+
+# Per kind: a request that is accepted on `eventful`, and what else could be asked under its id, in the order of the
+# statuses that name the difference.
+_MOVED: dict[str, dict[str, Any]] = {
+    "KIND": {"flags": RequestFlag.BALANCING},
+    "CHAIN": {"terms_digest": b"\1other!!"},
+    "DEBIT": {"debit": 3},
+    "CREDIT": {"credit": 3},
+    "AMOUNT": {"amount": 101},
+    "CURRENCY": {"currency": USD},
+    "TERMS": {"terms_digest": b"\2other!!"},
+    "DETAILS": {"details_digest": b"other!!!"},
+}
+_REFERRED: dict[str, dict[str, Any]] = {
+    "CHAIN": _MOVED["CHAIN"],
+    "REFERENCE": {"credit": 77},
+    "AMOUNT": {"amount": 5},
+    "CURRENCY": _MOVED["CURRENCY"],
+    "TERMS": _MOVED["TERMS"],
+    "DETAILS": _MOVED["DETAILS"],
+}
+_SET: dict[str, dict[str, Any]] = {
+    "CHAIN": _MOVED["CHAIN"],
+    "AMOUNT": {"amount": 4},
+    "WALLET": {"debit": 2},
+    "CURRENCY": _MOVED["CURRENCY"],
+    "TERMS": _MOVED["TERMS"],
+    "DETAILS": _MOVED["DETAILS"],
+}
+_OPENED: dict[str, dict[str, Any]] = {
+    "KIND": {"kind": Kind.FREEZE, "credit": 0},
+    "CHAIN": _MOVED["CHAIN"],
+    "WALLET": {"debit": 22},
+    "OWNER": {"credit": 2},
+    "OVERDRAFT_LIMIT": {"amount": 1},
+    "CURRENCY": {"currency": EUR},
+    "TERMS": _MOVED["TERMS"],
+    "DETAILS": _MOVED["DETAILS"],
+}
+DIFFERENCES: list[tuple[Asked, dict[str, dict[str, Any]]]] = [
+    # A refusal that sticks is as much of an answer.
+    (request_record(1, amount=5000), {**_MOVED, "AMOUNT": {"amount": 100}}),
+    (request_record(1), {**_MOVED, "KIND": {"kind": Kind.PAYMENT}}),
+    (request_record(1), _MOVED),
+    (request_record(1, Kind.TOP_UP, OUTSIDE, 1), _MOVED),
+    (request_record(1, Kind.PAYMENT, attached=terms(conditions=2, device=b"device-1")), _MOVED),
+    (request_record(1, Kind.WITHDRAWAL, 1, OUTSIDE), _MOVED),
+    (hold_record(1), {**_MOVED, "KIND": {"kind": Kind.PAYMENT}}),
+    (_upon(100, Kind.CAPTURE, 3), {"KIND": {"flags": RequestFlag.FINAL}, **_REFERRED}),
+    (_upon(100, Kind.RAISE_HOLD, 3), {"KIND": {"kind": Kind.VOID}, **_REFERRED}),
+    (_upon(100, Kind.VOID), {"KIND": {"kind": Kind.EXPIRE_HOLD}, **_REFERRED}),
+    (_upon(104, Kind.EXPIRE_HOLD), {"KIND": {"kind": Kind.VOID}, **_REFERRED}),
+    (_upon(105, Kind.APPROVE_HOLD), {"KIND": {"kind": Kind.VOID}, **_REFERRED}),
+    (_back(7), {"KIND": {"kind": Kind.CHARGEBACK}, **_REFERRED}),
+    (_back(7, attached=claim()), {"KIND": {"kind": Kind.CHARGEBACK}, **_REFERRED}),
+    (opening_record(1, 20), _OPENED),
+    (opening_record(1, -20, overdraft=2), {**_OPENED, "KIND": {"flags": 0}}),
+    (wallet_change(1, Kind.FREEZE, 1, 2), {"KIND": {"kind": Kind.UNFREEZE}, **_SET}),
+    (wallet_change(1, Kind.UNFREEZE, 6, 2), {"KIND": {"kind": Kind.FREEZE}, **_SET}),
+    (wallet_change(1, Kind.SET_OVERDRAFT_LIMIT, 1, 2), {"KIND": {"kind": Kind.SET_TIER}, **_SET}),
+    (wallet_change(1, Kind.SET_TIER, 1, 2), {"KIND": {"kind": Kind.CLOSE_WALLET}, **_SET}),
+    (tier_record(1, 1), {name: _SET[name] for name in ("CHAIN", "AMOUNT", "CURRENCY", "TERMS", "DETAILS")}),
+]
+
+
+def test_the_same_id_with_other_content_names_the_field(eventful: ShardDriver) -> None:
+    """Also in the same batch; of two fields, the one with the lower number."""
+    for at, (base, others) in enumerate(DIFFERENCES):
+        asked = renumbered(base, 2000 + at)
+        named = [(name, fields) for name, fields in others.items()]
+        numbers = [NUMBER_OF[Status(f"EXISTS_WITH_DIFFERENT_{name}")] for name, _ in named]
+        assert numbers == sorted(numbers)
+        pairs = [(name, other | fields) for (name, fields), (_, other) in pairwise(named)]
+        variants = [(name, altered(asked, **fields)) for name, fields in [*named, *pairs]]
+        first, *found = eventful.post([asked, *(variant for _, variant in variants)])
+        assert first.status in (OK, "INSUFFICIENT_FUNDS"), base
+        before = eventful.image()
+        for outcomes in (found, eventful.post([variant for _, variant in variants])):
+            assert [outcome.status for outcome in outcomes] == [
+                f"EXISTS_WITH_DIFFERENT_{name}" for name, _ in variants
+            ], base
+            assert not any(outcome.replayed for outcome in outcomes)
+        assert eventful.image() == before
+    assert_sound(eventful)
+
+
+def test_only_the_size_of_the_details_differs(funded: ShardDriver) -> None:
+    assert funded.statuses([request_record(1), request_record(1, details_size=1)], details=b"x") == [
+        "POSTED",
+        "EXISTS_WITH_DIFFERENT_DETAILS",
+    ]
+
+
+def test_what_comes_attached_or_from_elsewhere_is_no_difference(eventful: ShardDriver) -> None:
+    """A retry may come from another device, or with what the ledger knows."""
+    for one, other in (
+        (request_record(1), request_record(1, attached=terms(device=b"device-1"))),
+        (request_record(2, attached=terms(ip=b"address1")), request_record(2)),
+        (renumbered(_back(7), 3), renumbered(_back(7, attached=claim(as_of=10**6)), 3)),
+    ):
+        assert [outcome.replayed for outcome in eventful.post([one, other])] == [False, True]
 
 
 def test_duplicates_in_one_batch_are_replays(funded: ShardDriver) -> None:
@@ -176,7 +392,7 @@ def test_what_is_locked_counts_towards_the_bound(funded: ShardDriver) -> None:
     assert funded.statuses([request_record(1, amount=101)]) == ["BALANCE_OUT_OF_RANGE"]
     assert funded.statuses([request_record(2, amount=100)]) == ["POSTED"]
     assert (funded.wallet(2)["available"], funded.wallet(2)["locked"]) == (100, locked)
-    [after] = AFTER.struct.iter_unpack(funded.last_entry()[b"r"][REQUEST.size :])
+    [after] = AFTER.struct.iter_unpack(funded.last_entry()[b"r"][16 + CONTENT.size :])
     assert after[3:5] == (100, locked)
 
 
@@ -294,29 +510,151 @@ def test_backlog(funded: ShardDriver) -> None:
 
 
 def test_every_status_that_post_can_give_has_a_case_here() -> None:
-    here = {status for status, _ in CASES} | {f"EXISTS_WITH_DIFFERENT_{field}" for field, _, _ in DIFFERENCES}
+    here = {status for status, _ in [*CASES, *EVENTFUL]}
+    here |= {f"EXISTS_WITH_DIFFERENT_{name}" for _, others in DIFFERENCES for name in others}
     here |= {"SHARD_NOT_OPEN", "DEADLINE_PASSED", "LEDGER_BACKLOG"}
-    assert here == {status.value for status in NUMBER_OF if status is not Status.NOT_APPLIED}
+    here |= {"LINKED_CHAIN_OPEN", "LINKED_FAILED"}  # of test_chains.py
+    assert here == {status.value for status in NUMBER_OF} - {"NOT_APPLIED", "CHAIN_TOO_LONG"}
 
 
-PRECEDENCE: list[tuple[str, str, bytes]] = [
+# The first one wins, though the second applies as well: every two neighbours that can meet in one kind of request.
+PRECEDENCE: list[tuple[str, str, Asked]] = [
+    # Movements.
     ("AMOUNT_OUT_OF_RANGE", "SAME_WALLET", request_record(1, debit=1, credit=1, amount=0)),
     ("SAME_WALLET", "DEBIT_WALLET_NOT_FOUND", request_record(1, debit=77, credit=77)),
     ("DEBIT_WALLET_NOT_FOUND", "CREDIT_WALLET_NOT_FOUND", request_record(1, debit=77, credit=78)),
     ("CREDIT_WALLET_NOT_FOUND", "CURRENCY_MISMATCH", request_record(1, credit=78, currency=EUR)),
+    ("CREDIT_WALLET_NOT_FOUND", "WALLET_CLOSED", request_record(1, debit=5, credit=78)),
+    ("CURRENCY_MISMATCH", "WALLET_CLOSED", request_record(1, debit=4, credit=5)),
     ("CURRENCY_MISMATCH", "INSUFFICIENT_FUNDS", request_record(1, credit=4, amount=5000)),
-    (
-        "INSUFFICIENT_FUNDS",
-        "BALANCE_OUT_OF_RANGE",
-        request_record(1, amount=MAX_AMOUNT_MINOR, debit=3, credit=1),
-    ),
-]
+    ("WALLET_CLOSED", "DEBIT_FROZEN", request_record(1, debit=6, credit=5)),
+    ("WALLET_CLOSED", "CREDIT_FROZEN", request_record(1, debit=5, credit=6)),
+    ("DEBIT_FROZEN", "CREDIT_FROZEN", request_record(1, debit=6, credit=9)),
+    ("DEBIT_FROZEN", "INSUFFICIENT_FUNDS", request_record(1, debit=6, amount=5000)),
+    ("CREDIT_FROZEN", "LIMIT_EXCEEDED", request_record(1, debit=7, credit=6, amount=51)),
+    ("CREDIT_FROZEN", "INSUFFICIENT_FUNDS", request_record(1, credit=6, amount=5000)),
+    ("LIMIT_EXCEEDED", "INSUFFICIENT_FUNDS", request_record(1, debit=7, amount=5000)),
+    ("LIMIT_EXCEEDED", "INSUFFICIENT_FUNDS", request_record(1, debit=10, amount=1, flags=RequestFlag.BALANCING)),
+    ("LIMIT_EXCEEDED", "CONDITION_FAILED", _asks(Condition.VERSION, debit=7, amount=51)),
+    ("INSUFFICIENT_FUNDS", "UNDER_REVIEW", request_record(1, debit=8, amount=5000)),
+    ("INSUFFICIENT_FUNDS", "CONDITION_FAILED", _asks(Condition.VERSION, amount=5000)),
+    ("INSUFFICIENT_FUNDS", "BALANCE_OUT_OF_RANGE", request_record(1, amount=MAX_AMOUNT_MINOR, debit=3, credit=1)),
+    ("CONDITION_FAILED", "UNDER_REVIEW", _asks(Condition.VERSION, debit=8, amount=51, credit=3)),
+    ("CONDITION_FAILED", "BALANCE_OUT_OF_RANGE",
+     _asks(Condition.VERSION, kind=Kind.TOP_UP, debit=OUTSIDE, credit=1, amount=MAX_AMOUNT_MINOR)),
+    # Holds: as movements, and one more.
+    ("AMOUNT_OUT_OF_RANGE", "HOLD_EXISTS", hold_record(100, amount=0)),
+    ("HOLD_EXISTS", "SAME_WALLET", hold_record(100, 1, 1)),
+    ("HOLD_EXISTS", "DEBIT_WALLET_NOT_FOUND", hold_record(100, 77, 2)),
+    ("HOLD_EXISTS", "LIMIT_EXCEEDED", hold_record(100, 7, 2, 51)),
+    ("HOLD_EXISTS", "INSUFFICIENT_FUNDS", hold_record(100, amount=5000)),
+    ("SAME_WALLET", "DEBIT_WALLET_NOT_FOUND", hold_record(1, 77, 77)),
+    ("CREDIT_WALLET_NOT_FOUND", "INSUFFICIENT_FUNDS", hold_record(1, 1, 77, 5000)),
+    # Captures, raises, voids, approvals and expiries.
+    *[("AMOUNT_OUT_OF_RANGE", "HOLD_NOT_FOUND", _upon(999, kind, -1)) for kind in sorted(HOLD_CHANGES - {Kind.HOLD})],
+    *[("AMOUNT_OUT_OF_RANGE", "HOLD_EXPIRED", _upon(104, kind, -1)) for kind in sorted(HOLD_CHANGES - {Kind.HOLD})],
+    ("AMOUNT_OUT_OF_RANGE", "HOLD_NOT_DUE", _upon(100, Kind.EXPIRE_HOLD, 1)),
+    ("AMOUNT_OUT_OF_RANGE", "HOLD_UNDER_REVIEW", _upon(105, Kind.RAISE_HOLD)),
+    ("AMOUNT_OUT_OF_RANGE", "HOLD_NOT_UNDER_REVIEW", _upon(100, Kind.APPROVE_HOLD, 1)),
+    ("HOLD_ALREADY_CAPTURED", "HOLD_EXPIRED", _upon(111)),
+    ("HOLD_ALREADY_VOIDED", "HOLD_EXPIRED", _upon(112, Kind.CAPTURE)),
+    ("HOLD_ALREADY_CAPTURED", "HOLD_NOT_UNDER_REVIEW", _upon(101, Kind.APPROVE_HOLD)),
+    ("HOLD_EXPIRED", "HOLD_UNDER_REVIEW", _upon(113, Kind.CAPTURE)),
+    ("HOLD_EXPIRED", "HOLD_NOT_UNDER_REVIEW", _upon(104, Kind.APPROVE_HOLD)),
+    ("HOLD_EXPIRED", "EXCEEDS_HOLD", _upon(104, Kind.CAPTURE, 11)),
+    ("HOLD_UNDER_REVIEW", "WALLET_CLOSED", _upon(114, Kind.CAPTURE)),
+    ("HOLD_UNDER_REVIEW", "EXCEEDS_HOLD", _upon(105, Kind.CAPTURE, 61)),
+    ("HOLD_UNDER_REVIEW", "INSUFFICIENT_FUNDS", _upon(105, Kind.RAISE_HOLD, 5000)),
+    ("HOLD_NOT_UNDER_REVIEW", "WALLET_CLOSED", _upon(115, Kind.APPROVE_HOLD)),
+    ("WALLET_CLOSED", "EXCEEDS_HOLD", _upon(115, Kind.CAPTURE, 11)),
+    ("WALLET_CLOSED", "INSUFFICIENT_FUNDS", _upon(115, Kind.RAISE_HOLD, 5000)),
+    ("DEBIT_FROZEN", "CREDIT_FROZEN", _upon(116, Kind.CAPTURE)),
+    ("DEBIT_FROZEN", "EXCEEDS_HOLD", _upon(116, Kind.CAPTURE, 11)),
+    ("DEBIT_FROZEN", "INSUFFICIENT_FUNDS", _upon(116, Kind.RAISE_HOLD, 5000)),
+    ("CREDIT_FROZEN", "EXCEEDS_HOLD", _upon(117, Kind.CAPTURE, 11)),
+    ("CREDIT_FROZEN", "LIMIT_EXCEEDED", _upon(118, Kind.RAISE_HOLD, 51)),
+    ("EXCEEDS_HOLD", "BALANCE_OUT_OF_RANGE", _upon(100, Kind.CAPTURE, MAX_AMOUNT_MINOR)),
+    ("LIMIT_EXCEEDED", "INSUFFICIENT_FUNDS", _upon(119, Kind.RAISE_HOLD, 5000)),
+    ("INSUFFICIENT_FUNDS", "BALANCE_OUT_OF_RANGE", _upon(100, Kind.RAISE_HOLD, MAX_AMOUNT_MINOR)),
+    # Refunds and chargebacks.
+    ("LEDGER_BEHIND", "AMOUNT_OUT_OF_RANGE", _back(-1, LOST, claim())),
+    ("LEDGER_BEHIND", "NOT_REFUNDABLE", _back(0, LOST, claim(Kind.REFUND))),
+    ("LEDGER_BEHIND", "SAME_WALLET", _back(0, LOST, claim(debit=2))),
+    ("LEDGER_BEHIND", "REFUND_EXCEEDS_TRANSFER", _back(101, LOST, claim())),
+    ("AMOUNT_OUT_OF_RANGE", "TRANSFER_NOT_FOUND", _back(-1, LOST)),
+    ("AMOUNT_OUT_OF_RANGE", "NOT_REFUNDABLE", _back(-1, 101)),
+    ("NOT_REFUNDABLE", "SAME_WALLET", _back(0, LOST, claim(Kind.HOLD, 2, 2, as_of=10**6))),
+    ("NOT_REFUNDABLE", "DEBIT_WALLET_NOT_FOUND", _back(0, LOST, claim(Kind.HOLD, 1, 77, as_of=10**6))),
+    ("NOT_REFUNDABLE", "REFUND_EXCEEDS_TRANSFER", _back(41, kind=Kind.CHARGEBACK)),
+    ("SAME_WALLET", "DEBIT_WALLET_NOT_FOUND", _back(0, LOST, claim(debit=77, credit=77, as_of=10**6))),
+    ("DEBIT_WALLET_NOT_FOUND", "CREDIT_WALLET_NOT_FOUND", _back(0, LOST, claim(debit=77, credit=78, as_of=10**6))),
+    ("CREDIT_WALLET_NOT_FOUND", "REFUND_EXCEEDS_TRANSFER", _back(101, LOST, claim(debit=77, as_of=10**6))),
+    ("CURRENCY_MISMATCH", "REFUND_EXCEEDS_TRANSFER", _back(101, LOST, claim(debit=4, as_of=10**6))),
+    ("WALLET_CLOSED", "DEBIT_FROZEN", _back(0, LOST, claim(debit=5, credit=6, as_of=10**6))),
+    ("DEBIT_FROZEN", "CREDIT_FROZEN", _back(0, LOST, claim(debit=9, credit=6, as_of=10**6))),
+    ("DEBIT_FROZEN", "REFUND_EXCEEDS_TRANSFER", _back(101, LOST, claim(credit=6, as_of=10**6))),
+    ("CREDIT_FROZEN", "REFUND_EXCEEDS_TRANSFER", _back(101, LOST, claim(debit=6, as_of=10**6))),
+    ("REFUND_EXCEEDS_TRANSFER", "INSUFFICIENT_FUNDS", _back(5000)),
+    ("INSUFFICIENT_FUNDS", "BALANCE_OUT_OF_RANGE", _back(0, LOST, claim(amount=MAX_AMOUNT_MINOR, as_of=10**6))),
+    # Wallets and tiers.
+    ("AMOUNT_OUT_OF_RANGE", "WALLET_EXISTS", opening_record(1, 1, overdraft=-1)),
+    ("AMOUNT_OUT_OF_RANGE", "DEBIT_WALLET_NOT_FOUND", wallet_change(1, Kind.FREEZE, 77, 1)),
+    ("AMOUNT_OUT_OF_RANGE", "TIER_NOT_FOUND", wallet_change(1, Kind.SET_TIER, 1, 65536)),
+    ("AMOUNT_OUT_OF_RANGE", "WALLET_NOT_EMPTY", wallet_change(1, Kind.CLOSE_WALLET, 1, 1)),
+    ("DEBIT_WALLET_NOT_FOUND", "TIER_NOT_FOUND", wallet_change(1, Kind.SET_TIER, 77, 9)),
+    ("TIER_NOT_FOUND", "WALLET_CLOSED", wallet_change(1, Kind.SET_TIER, 5, 9)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("wins", "loses", "record"), PRECEDENCE, ids=_numbered(PRECEDENCE))
-def test_the_lowest_number_wins(funded: ShardDriver, wins: str, loses: str, record: bytes) -> None:
-    assert NUMBER_OF[Status(wins)] < NUMBER_OF[Status(loses)]
-    assert funded.statuses([record]) == [wins]
+def test_the_lowest_number_wins(eventful: ShardDriver) -> None:
+    """But for UNDER_REVIEW, which is no refusal: only what nothing else speaks against is reviewed."""
+    steps: list[Step] = [
+        (opening_record(9100, 9), OK),
+        (opening_record(9101, 10), OK),
+        (tier_record(9102, 3, tier_limits(day_count=0)), OK),
+        (wallet_change(9103, Kind.SET_TIER, 10, 3), OK),
+        (opening_record(9104, 11), OK),
+        *[(hold_record(n, amount=10, expires_in_ms=1000), OK) for n in (111, 112)],
+        (capture_record(9105, 111), OK),
+        (reference_record(9106, Kind.VOID, 112), OK),
+        (hold_record(113, 8, 2, 52, expires_in_ms=1000), "UNDER_REVIEW"),
+        (hold_record(114, 8, 11, 51), "UNDER_REVIEW"),
+        (hold_record(115, 1, 11, 10), OK),
+        (wallet_change(9109, Kind.CLOSE_WALLET, 11), OK),
+        (request_record(9110, amount=30, credit=9), OK),
+        (wallet_change(9111, Kind.UNFREEZE, 6, 6), OK),
+        (hold_record(116, 9, 6, 10), OK),
+        (hold_record(117, 1, 6, 10), OK),
+        (hold_record(118, 7, 6, 10), OK),
+        (hold_record(119, 7, 2, 10), OK),
+        (wallet_change(9112, Kind.FREEZE, 6, 6), OK),
+        (wallet_change(9113, Kind.FREEZE, 9, 6), OK),
+    ]
+    run(eventful, steps, at_once=True)
+    eventful.pass_time(1000)
+    for number, (wins, loses, record) in enumerate(PRECEDENCE, 2000):
+        assert NUMBER_OF[Status(wins)] < NUMBER_OF[Status(loses)] or loses == "UNDER_REVIEW"
+        asked = record if record[:16] == hold_record(100)[:16] else renumbered(record, number)
+        assert eventful.one(asked).status == wins, (wins, loses, asked)
+    assert_sound(eventful)
+
+
+def test_what_wins_over_all_others(eventful: ShardDriver) -> None:
+    """Closed, late, an open chain, another content, no room: in this order."""
+    used, bad = request_record(110, Kind.PAYMENT, 1, 2, 41), request_record(1, amount=0)
+    backlog = eventful.meta()["sequence"] - eventful.meta()["persisted"]
+    eventful.open(max_backlog=backlog)
+    assert eventful.statuses([bad, used, tier_record(2, 0), _back(0, LOST, claim())]) == [
+        "LEDGER_BACKLOG",
+        "EXISTS_WITH_DIFFERENT_AMOUNT",
+        "LEDGER_BACKLOG",
+        "LEDGER_BACKLOG",
+    ]
+    assert eventful.statuses(chain(used, bad)) == ["EXISTS_WITH_DIFFERENT_CHAIN", "LINKED_FAILED"]
+    assert eventful.statuses(chain(used, bad)[:1]) == ["LINKED_CHAIN_OPEN"]
+    assert eventful.statuses(chain(used, bad)[:1], not_after_ms=1) == ["DEADLINE_PASSED"]
+    eventful.call("hotledger_close")
+    assert eventful.statuses(chain(used, bad)[:1], not_after_ms=1) == ["SHARD_NOT_OPEN"]
 
 
 def test_status_numbers_are_unique_and_in_order() -> None:

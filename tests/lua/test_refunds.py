@@ -21,7 +21,7 @@ from tests.fixtures.shard import (
     wallet_change,
 )
 from tests.lua.books import assert_sound
-from tests.lua.steps import OK, Step, case_ids, run
+from tests.lua.steps import OK, Step, both_ways, case_ids, run
 
 OVER, NOT_FOUND, NOT_REFUNDABLE = "REFUND_EXCEEDS_TRANSFER", "TRANSFER_NOT_FOUND", "NOT_REFUNDABLE"
 RANGE, BEHIND, FUNDS = "AMOUNT_OUT_OF_RANGE", "LEDGER_BEHIND", "INSUFFICIENT_FUNDS"
@@ -131,14 +131,12 @@ CASES: list[tuple[str, list[Step], tuple[int, int]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["batches", "batch"])
 @pytest.mark.parametrize(("what", "steps", "available"), CASES, ids=case_ids(CASES))
-def test_a_refund(
-    clocked: ShardDriver, what: str, steps: list[Step], available: tuple[int, int], at_once: bool
-) -> None:
-    run(clocked, steps, at_once=at_once)
-    assert (clocked.balance(1)[0], clocked.balance(2)[0]) == available
-    assert_sound(clocked)
+def test_a_refund(clocked: ShardDriver, what: str, steps: list[Step], available: tuple[int, int]) -> None:
+    for at_once in both_ways(clocked):
+        run(clocked, steps, at_once=at_once)
+        assert (clocked.balance(1)[0], clocked.balance(2)[0]) == available
+        assert_sound(clocked)
 
 
 def test_what_is_answered(clocked: ShardDriver) -> None:
@@ -150,23 +148,31 @@ def test_what_is_answered(clocked: ShardDriver) -> None:
     assert [outcome._replace(replayed=False) for outcome in clocked.post(asked)] == outcomes
 
 
+def funds(number: int, amount: int) -> Asked:
+    return request_record(number, Kind.TOP_UP, OUTSIDE, 1, amount)
+
+
+def pays(number: int, amount: int) -> Asked:
+    return request_record(number, amount=amount)
+
+
 DEBTS: list[tuple[str, int, list[Step], int]] = [
     # (what, debt_first, steps after a chargeback that leaves wallet 1 at -1,000, available of it at the end)
-    ("paid first", 1, [(request_record(3, Kind.TOP_UP, OUTSIDE, 1, 600), OK), (request_record(4, amount=1), FUNDS)], -400),
-    ("set aside", 0, [(request_record(4, amount=1), FUNDS), (request_record(3, Kind.TOP_UP, OUTSIDE, 1, 600), OK),
-                      (request_record(5, amount=600), OK), (request_record(6, amount=1), FUNDS)], -1000),
-    ("over once paid", 0, [(request_record(3, Kind.TOP_UP, OUTSIDE, 1, 1000), OK), (request_record(4, amount=1), FUNDS)], 0),
-    ("over when paid by a refund", 0, [(back(3, of=70), OK), (request_record(4, amount=1), FUNDS)], 0),
+    ("paid first", 1, [(funds(3, 600), OK), (pays(4, 1), FUNDS)], -400),
+    ("set aside", 0, [(pays(4, 1), FUNDS), (funds(3, 600), OK),
+                      (pays(5, 600), OK), (pays(6, 1), FUNDS)], -1000),
+    ("over once paid", 0, [(funds(3, 1000), OK), (pays(4, 1), FUNDS)], 0),
+    ("over when paid by a refund", 0, [(back(3, of=70), OK), (pays(4, 1), FUNDS)], 0),
     ("over when paid by a capture", 0, [(hold_record(3, OUTSIDE, 1, 1000, purpose=Kind.TOP_UP), OK),
-                                        (capture_record(4, 3), OK), (request_record(5, amount=1), FUNDS)], 0),
-    ("one within what may be spent", 0, [(request_record(3, Kind.TOP_UP, OUTSIDE, 1, 600), OK), (charged_back(4, 200, 3), OK),
-                                         (request_record(5, amount=401), FUNDS), (request_record(6, amount=400), OK)], -1000),
-    ("one on top", 0, [(request_record(3, Kind.TOP_UP, OUTSIDE, 1, 600), OK), (request_record(4, amount=600), OK),
-                       (charged_back(5, 600, 3), OK), (request_record(6, amount=1), FUNDS),
-                       (request_record(7, Kind.TOP_UP, OUTSIDE, 1, 5), OK), (request_record(8, amount=6), FUNDS),
-                       (request_record(9, amount=5), OK)], -1600),
+                                        (capture_record(4, 3), OK), (pays(5, 1), FUNDS)], 0),
+    ("one within what may be spent", 0, [(funds(3, 600), OK), (charged_back(4, 200, 3), OK),
+                                         (pays(5, 401), FUNDS), (pays(6, 400), OK)], -1000),
+    ("one on top", 0, [(funds(3, 600), OK), (pays(4, 600), OK),
+                       (charged_back(5, 600, 3), OK), (pays(6, 1), FUNDS),
+                       (funds(7, 5), OK), (pays(8, 6), FUNDS),
+                       (pays(9, 5), OK)], -1600),
     ("over when the limit covers it", 0, [(wallet_change(3, Kind.SET_OVERDRAFT_LIMIT, 1, 1500), OK),
-                                          (request_record(4, amount=501), FUNDS), (request_record(5, amount=500), OK)], -1500),
+                                          (pays(4, 501), FUNDS), (pays(5, 500), OK)], -1500),
 ]  # fmt: skip
 
 

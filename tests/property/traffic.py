@@ -1,8 +1,8 @@
-"""Requests at random, with an eye on what the oracle knows: most make sense, many meet each other, some are nonsense."""
+"""Requests at random, with an eye on what the oracle knows: most make sense, many meet, some are nonsense."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -49,14 +49,18 @@ class Traffic:
         self._random = random
 
     def begin(self) -> list[Asked]:
-        """External wallets, some users' wallets, and money in them."""
+        """External wallets, some users' wallets, money in them, and mostly limits on what they may do."""
         openings: list[Request] = [
             OpenWallet(OUTSIDE[currency], 0, currency, EXPONENTS[currency]) for currency in CURRENCIES
         ]
         users = USERS[: self._random.randint(2, len(USERS))]
         openings += [OpenWallet(user, 0, "USD") for user in users]
-        money = [Transfer(OUTSIDE["USD"], user, self._random.randint(0, 500) + 1, kind=Kind.TOP_UP) for user in users]
-        return [self._under(self._new_id(), request) for request in [*openings, *money]]
+        money = [Transfer(OUTSIDE["USD"], user, self._random.randint(1, 2000), kind=Kind.TOP_UP) for user in users]
+        tiers: list[Request] = []
+        if self._random.random() < 0.8:
+            tiers += [self._tier_limits(tier) for tier in TIERS]
+            tiers += [WalletChange(user, Kind.SET_TIER, self._random.choice([0, *TIERS])) for user in users]
+        return [self._under(self._new_id(), request) for request in [*openings, *money, *tiers]]
 
     def batch(self, random: Random, size: int) -> list[Asked]:
         """size requests; about a fifth of them under ids that were used before."""
@@ -68,7 +72,7 @@ class Traffic:
         self._random = random
         chain: dict[UUID, Request] = {}
         while len(chain) < size:
-            asked = self._again() if random.random() < 0.05 and self.asked else self._new(earlier=list(chain))
+            asked = self._again() if random.random() < 0.05 and self.asked else self._new(earlier=chain)
             if hasattr(asked.request, "linked"):
                 chain[asked.id] = asked.request
         last = len(chain) - 1
@@ -134,6 +138,7 @@ class Traffic:
             "final": lambda: self._random.random() < 0.5,
             "hold_id": self._hold_id,
             "transfer_id": self._transfer_id,
+            "wallet_id": lambda: self._random.choice(USERS) if not _external(request) else request.wallet_id,  # type: ignore[union-attr]
             "owner_id": lambda: self._random.randint(0, 3),
             "overdraft_limit_minor": lambda: self._random.randint(0, 8),
         }
@@ -145,23 +150,33 @@ class Traffic:
         name = self._random.choice(fields)
         return request._replace(**{name: changes[name]()})  # type: ignore[arg-type]
 
-    def _new(self, earlier: list[UUID] | None = None) -> Asked:
-        """earlier: ids of the same chain, to refer to."""
+    def _new(self, earlier: Mapping[UUID, Request] | None = None) -> Asked:
+        """earlier: the same chain's, to refer to."""
         make = self._random.choices(
             [self._transfer, self._hold, self._hold_change, self._refund, self._wallet_change, self._opening,
              self._tier_limits],
-            [30, 12, 22, 12, 9, 3, 3],
+            [32, 14, 20, 12, 7, 3, 2],
         )[0]  # fmt: skip
         request = make()
-        if earlier and self._random.random() < 0.4:
-            if isinstance(request, HoldChange):
-                request = request._replace(hold_id=self._random.choice(earlier))
-            elif isinstance(request, Refund):
-                request = request._replace(transfer_id=self._random.choice(earlier))
+        if earlier and self._random.random() < 0.5:
+            request = self._to_one_of(request, earlier)
         id = self._new_id()
         if isinstance(request, Hold) and self._random.random() < 0.1 and self.model.forgotten:
             id = self._random.choice([*self.model.open_holds(), id])  # perhaps one that is open but forgotten
         return self._under(id, request)
+
+    def _to_one_of(self, request: Request, earlier: Mapping[UUID, Request]) -> Request:
+        """The request with a reference to one of the earlier ones, if it can have one."""
+        wanted: tuple[type, ...]
+        match request:
+            case HoldChange():
+                field, wanted = "hold_id", (Hold,)
+            case Refund():
+                field, wanted = "transfer_id", (Transfer, HoldChange)
+            case _:
+                return request
+        fitting = [id for id, one in earlier.items() if isinstance(one, wanted)]
+        return request._replace(**{field: self._random.choice(fitting)}) if fitting else request  # type: ignore[arg-type]
 
     def _under(self, id: UUID, request: Request) -> Asked:
         return self._remember([Asked(id, request)])[0]
@@ -172,10 +187,10 @@ class Traffic:
 
     def _wallet(self) -> int:
         """A user's wallet, rarely one that is not open, sometimes an external one."""
-        if self._random.random() < 0.12:
-            return self._random.choice(list(OUTSIDE.values()))
+        if self._random.random() < 0.1:
+            return self._random.choice([OUTSIDE["USD"], *OUTSIDE.values()])
         known = [wallet for wallet in self.model.state.wallets if wallet > 0]
-        return self._random.choice(USERS if self._random.random() < 0.1 or not known else known)
+        return self._random.choice(USERS if self._random.random() < 0.05 or not known else known)
 
     def _pair(self) -> tuple[int, int]:
         """A debit and a credit wallet, mostly of one currency."""
@@ -205,8 +220,8 @@ class Traffic:
             terms["device"] = self._random.choice(DEVICES if self._random.random() < 0.8 else MANY_DEVICES)
         if self._random.random() < 0.4:
             terms["ip"] = self._random.choice(IPS)
-        if self._random.random() < 0.1:
-            terms["currency"] = self._random.choice(CURRENCIES)
+        if wallet and self._random.random() < 0.1:
+            terms["currency"] = self._random.choice([wallet.currency, *CURRENCIES])
         if self._random.random() < 0.15:
             terms["reference"] = self._random.choice(["r1", "r2"])
         return terms
@@ -261,15 +276,22 @@ class Traffic:
 
     def _wallet_change(self) -> Request:
         kind = self._random.choices(
-            [Kind.FREEZE, Kind.UNFREEZE, Kind.CLOSE_WALLET, Kind.SET_OVERDRAFT_LIMIT, Kind.SET_TIER], [2, 5, 1, 4, 8]
+            [Kind.FREEZE, Kind.UNFREEZE, Kind.CLOSE_WALLET, Kind.SET_OVERDRAFT_LIMIT, Kind.SET_TIER], [2, 6, 2, 4, 6]
         )[0]
-        wallet = self._random.choice(USERS)
+        wallet = self._wallet_to_change(kind)
         value = {
             Kind.CLOSE_WALLET: 0,
             Kind.SET_OVERDRAFT_LIMIT: self._random.choice([0, 0, 50, 2**53 - 1]),
             Kind.SET_TIER: self._random.choice([0, *TIERS, *TIERS]),
         }.get(kind, self._random.choice([2, 4, 6]))
         return WalletChange(wallet, kind, value)
+
+    def _wallet_to_change(self, kind: Kind) -> int:
+        wallets = self.model.state.wallets
+        empty = [id for id, wallet in wallets.items() if id > 0 and wallet.available == wallet.locked == 0]
+        if kind is Kind.CLOSE_WALLET and empty and self._random.random() < 0.7:
+            return self._random.choice(empty)
+        return self._random.choice(USERS if self._random.random() < 0.1 else [id for id in wallets if id > 0] or USERS)
 
     def _opening(self) -> Request:
         if self._random.random() < 0.2:
@@ -282,11 +304,13 @@ class Traffic:
             self._random.choice([0, 0, 10, 2**53 - 1]),
         )
 
-    def _tier_limits(self) -> Request:
+    def _tier_limits(self, tier: int | None = None) -> Request:
         """A tier with some limits, low enough to be met."""
 
+        strict = self._random.choice([0.05, 0.2, 0.4])
+
         def some(*limits: int) -> int | None:
-            return self._random.choice(limits) if self._random.random() < 0.35 else None
+            return self._random.choice(limits) if self._random.random() < strict else None
 
         limits = TierLimits(
             max_amount_minor=some(30, 200),
@@ -301,10 +325,10 @@ class Traffic:
             device_wallets=some(0, 1, 2, 16),
             new_device_amount_minor=some(0, 10),
             new_device_hours=self._random.choice([0, 1, 24]),
-            review=frozenset(rule for rule in Rule if self._random.random() < 0.25),
+            review=frozenset(rule for rule in Rule if self._random.random() < 0.4),
             debt_first=self._random.random() < 0.5,
         )
-        return SetTierLimits(self._random.choice(TIERS), limits)
+        return SetTierLimits(tier or self._random.choice(TIERS), limits)
 
 
 def _external(request: Request) -> bool:

@@ -9,16 +9,35 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from engine.domain.ids import id_deriver, key_fingerprint
+from engine.domain.ids import id_deriver, key_fingerprint, origin_digester
 from engine.domain.transfer import Transfer
 from engine.errors import CorruptRecord, HistoryMismatch, ServerRefused
 from engine.requests import RequestPacker
 from engine.servers import check_redis, redact_url
 from engine.shard import ShardState
-from engine.wire import ENTRY_HEADER, JOURNAL_RECORD, LAYOUTS, REQUEST, ZERO_HASH
+from engine.wire import (
+    DECLINED,
+    ENTRY_HEADER,
+    HOLD,
+    JOURNAL_RECORD,
+    LINK,
+    ORIGIN,
+    REQUEST,
+    TIER_CHANGE,
+    WALLET,
+    ZERO_HASH,
+)
 from persister import details
 from persister.chain import TableHasher
-from persister.copy_binary import SIGNATURE, TRAILER, BigintArray, BigintArrayDumper, RowFormat
+from persister.copy_binary import (
+    SIGNATURE,
+    TRAILER,
+    BigintArray,
+    BigintArrayDumper,
+    RowFormat,
+    UuidArray,
+    UuidArrayDumper,
+)
 from persister.journal import Place, numpy_type
 from persister.ledger import LedgerState
 from persister.opening import Step, next_step
@@ -113,9 +132,11 @@ class TestChain:
 
 class TestFormats:
     def test_numpy_types_are_the_wire_layouts(self) -> None:
-        for layout in LAYOUTS:
+        for layout in (JOURNAL_RECORD, ORIGIN, LINK, TIER_CHANGE, DECLINED, WALLET, HOLD):
             assert numpy_type(layout).itemsize == layout.size, layout.name
-        values = [bytes(range(16)), 3, 1, 9, -5, 7, 12.0, b"USD\0\0\0\0\0", b"digest!!", *map(float, range(6))]
+        values = [
+            bytes(range(16)), 3, 1, 9, -5, 7, 12.0, b"USD\0\0\0\0\0", b"digest!!", b"terms...", *map(float, range(6))
+        ]  # fmt: skip
         record = np.frombuffer(JOURNAL_RECORD.struct.pack(*values), numpy_type(JOURNAL_RECORD))[0]
         assert [record[name] for name in ("debit", "credit", "amount", "credit_version")] == [-5, 7, 12, 5]
         assert record["id"].tobytes() == bytes(range(16))
@@ -138,6 +159,13 @@ class TestFormats:
             "00000008000000000000000100000008fffffffffffffffe"
         )
 
+    def test_uuid_arrays(self) -> None:
+        ids = np.frombuffer(bytes(range(32)), "V16")
+        dumped = bytes(UuidArrayDumper(UuidArray).dump(UuidArray(ids)))
+        assert dumped.hex() == "000000010000000000000b860000000200000001" + (
+            "00000010" + bytes(range(16)).hex() + "00000010" + bytes(range(16, 32)).hex()
+        )
+
     def test_a_header_without_its_size_is_no_header(self) -> None:
         assert ENTRY_HEADER.size == 1 + 4 * 8 + 2 * 40
 
@@ -150,7 +178,7 @@ class TestDetails:
     def test_split_and_join_keep_what_the_engine_packs(
         self, reference: str | None, metadata: dict[str, object]
     ) -> None:
-        packer = RequestPacker(id_deriver(b"k"), "", 0)
+        packer = RequestPacker(id_deriver(b"k"), origin_digester(b"k"), "", 0)
         packed = packer.pack(Transfer(1, 2, 3, key="k", reference=reference, metadata=metadata))
         split_reference, split_metadata = details.split(packed.details)
         assert split_reference == reference

@@ -10,10 +10,20 @@ from random import Random
 
 import pytest
 
-from engine import MAX_AMOUNT_MINOR, Kind, OpenWallet, Transfer, external_wallet_id
+from engine import (
+    MAX_AMOUNT_MINOR,
+    Kind,
+    OpenWallet,
+    SetTierLimits,
+    TierLimits,
+    Transfer,
+    WalletChange,
+    external_wallet_id,
+)
 from engine.wire import MAX_BATCH
 from gateway.replay import Chunk, Planner
 from gateway.replay_rows import MAX_LINE_CHARS, BadRow, Format, Row, UnreadableFile, open_source, read_rows
+from gateway.replay_rules import Rules
 
 MAX_ID = 2**63 - 1
 USD, EUR = external_wallet_id("USD"), external_wallet_id("EUR")
@@ -332,11 +342,49 @@ def test_a_missing_file_and_a_directory_cannot_be_read(tmp_path: Path) -> None:
             pass
 
 
+# Labels
+
+
+def labels_of(tmp_path: Path, *labels: str, labelled: bool = True) -> list[Row | BadRow]:
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join([PAYSIM_HEADER, *(f"{paysim()[:-4]},{label},0" for label in labels)]))
+    with open_source(path) as source:
+        return list(read_rows(source.text, Format.PAYSIM, labelled=labelled))
+
+
+def test_labels_of_fraud_are_read_when_asked_for(tmp_path: Path) -> None:
+    rows = labels_of(tmp_path, "0", "1", "2", "")
+    assert [row.fraud if isinstance(row, Row) else str(row) for row in rows] == [
+        False,
+        True,
+        "line 4: isFraud: must be one of 0, 1, not '2'",
+        "line 5: isFraud: must be one of 0, 1, not ''",
+    ]
+    assert [isinstance(row, Row) and row.fraud for row in labels_of(tmp_path, "1", "2", labelled=False)] == [False] * 2
+
+
+def test_labels_that_are_not_there_make_the_file_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(PAYSIM_HEADER.replace("isFraud,", "") + "\n")
+    with open_source(path) as source, pytest.raises(UnreadableFile, match="isFraud"):
+        list(read_rows(source.text, Format.PAYSIM, labelled=True))
+    with open_source(path) as source:
+        assert list(read_rows(source.text, Format.PAYSIM)) == []
+
+
 # The planner
 
 
-def sent_for(rows: Iterable[Row | BadRow], *, skip_bad: bool = False) -> list[Chunk]:
-    return list(Planner(skip_bad=skip_bad).chunks(rows))
+RULES = Rules(
+    tiers={1: TierLimits(max_amount_minor=500), 2: TierLimits(day_count=3)},
+    customers=1,
+    merchants=0,
+    by_wallet={4: 2},
+)
+
+
+def sent_for(rows: Iterable[Row | BadRow], *, rules: Rules | None = None) -> list[Chunk]:
+    return list(Planner(rules=rules).chunks(rows))
 
 
 def test_wallets_are_opened_at_first_sight_origin_first(tmp_path: Path) -> None:
@@ -346,7 +394,7 @@ def test_wallets_are_opened_at_first_sight_origin_first(tmp_path: Path) -> None:
     ]
     [chunk] = sent_for(rows_of(tmp_path, Format.PAYSIM, lines))
     assert chunk.requests == [
-        OpenWallet(USD, 0, "USD"),
+        OpenWallet(USD, 0, "USD", 2),
         OpenWallet(2, 2, "USD"),
         Transfer(USD, 2, 500, "paysim:opening:2", kind=Kind.TOP_UP),
         OpenWallet(4, 4, "USD"),
@@ -358,15 +406,41 @@ def test_wallets_are_opened_at_first_sight_origin_first(tmp_path: Path) -> None:
     assert chunk.at == [5, 7]
 
 
+def test_rules_go_ahead_of_the_rows_and_tiers_ahead_of_the_money(tmp_path: Path) -> None:
+    lines = [paysim("TRANSFER", "1.00", "C1", "5.00", "M1", "0.0"), paysim("TRANSFER", "1.00", "C2", "0.0", "C1", "1")]
+    [chunk] = sent_for(rows_of(tmp_path, Format.PAYSIM, lines), rules=RULES)
+    assert chunk.requests == [
+        SetTierLimits(1, RULES.tiers[1]),
+        SetTierLimits(2, RULES.tiers[2]),
+        OpenWallet(USD, 0, "USD", 2),
+        OpenWallet(2, 2, "USD"),
+        WalletChange(2, Kind.SET_TIER, 1),
+        Transfer(USD, 2, 500, "paysim:opening:2", kind=Kind.TOP_UP),
+        OpenWallet(3, 3, "USD"),
+        WalletChange(3, Kind.SET_TIER, 0),
+        Transfer(2, 3, 100, "paysim:0", kind=Kind.TRANSFER, currency="USD"),
+        OpenWallet(4, 4, "USD"),
+        WalletChange(4, Kind.SET_TIER, 2),
+        Transfer(4, 2, 100, "paysim:1", kind=Kind.TRANSFER, currency="USD"),
+    ]
+    assert chunk.at == [8, 11]
+
+
+def test_rules_alone_are_sent_for_a_file_without_rows() -> None:
+    [chunk] = sent_for([], rules=RULES)
+    assert [type(request) for request in chunk.requests] == [SetTierLimits, SetTierLimits]
+
+
 def test_each_currency_has_its_outside_opened_once(tmp_path: Path) -> None:
     [chunk] = sent_for(rows_of(tmp_path, Format.CSV, ["a,,1,5,USD,", "b,1,,5,USD,", "c,,2,5,EUR,", "d,1,,5,EUR,"]))
     opened = [request.wallet_id for request in chunk.requests if isinstance(request, OpenWallet)]
     assert opened == [USD, 1, EUR, 2]
 
 
-def test_chunks_keep_the_order_and_fit_one_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rules", [None, RULES])
+def test_chunks_keep_the_order_and_fit_one_batch(tmp_path: Path, rules: Rules | None) -> None:
     lines = [paysim("TRANSFER", "1.00", f"C{n + 1}", "3.00", f"C{n + 2}", "2.00") for n in range(3000)]
-    planner = Planner()
+    planner = Planner(rules=rules)
     chunks = list(planner.chunks(rows_of(tmp_path, Format.PAYSIM, lines)))
     assert max(len(chunk.requests) for chunk in chunks) <= MAX_BATCH
     assert len(chunks) > 5

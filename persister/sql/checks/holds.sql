@@ -1,8 +1,14 @@
--- Invariant 7: locked is what open holds reserve; no kind of event makes a hold yet.
+-- Invariant 7: locked is the sum of what the open holds have left.
 SELECT
-    'wallet ' || wallet_id AS subject, 'locked ' || locked AS found, '0: there are no holds' AS expected,
+    'wallet ' || b.wallet_id AS subject,
+    'locked ' || b.locked AS found,
+    coalesce(h.remaining, 0) || ' in open holds' AS expected,
     count(*) OVER () AS differences
-FROM wallet_balance JOIN wallet ON id = wallet_id
-WHERE shard = %(shard)s AND locked <> 0
-ORDER BY wallet_id
+FROM wallet_balance AS b
+JOIN wallet AS w ON w.id = b.wallet_id
+LEFT JOIN (
+    SELECT debit_wallet_id, sum(remaining) AS remaining FROM open_hold WHERE shard = %(shard)s GROUP BY debit_wallet_id
+) AS h ON h.debit_wallet_id = b.wallet_id
+WHERE w.shard = %(shard)s AND b.locked <> coalesce(h.remaining, 0)
+ORDER BY b.wallet_id
 LIMIT %(limit)s

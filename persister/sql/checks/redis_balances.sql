@@ -1,11 +1,24 @@
--- What Redis has for each wallet, against the ledger entry of that version.
+-- What Redis has for each wallet, against the ledger entry of that version and the wallet's state at that version.
 SELECT
     'wallet ' || r.wallet_id || ' version ' || r.version AS subject,
-    format('Redis: available %%s, locked %%s', r.available, r.locked) AS found,
+    format('Redis: available %%s, locked %%s, flags %%s, tier %%s, overdraft_limit %%s',
+        r.available, r.locked, r.flags, r.tier, r.overdraft_limit) AS found,
     CASE WHEN e.version IS NULL THEN 'the ledger has no such version'
-        ELSE format('available %%s, locked %%s', e.available_after, e.locked_after) END AS expected
+        ELSE format('available %%s, locked %%s, flags %%s, tier %%s, overdraft_limit %%s',
+            e.available_after, e.locked_after, s.flags, s.tier, s.overdraft_limit) END AS expected
 FROM unnest(
-    %(wallet)b::bigint[], %(version)b::bigint[], %(available)b::bigint[], %(locked)b::bigint[]
-) AS r (wallet_id, version, available, locked)
+    %(wallet)b::bigint[], %(version)b::bigint[], %(available)b::bigint[], %(locked)b::bigint[],
+    %(flags)b::bigint[], %(tier)b::bigint[], %(overdraft_limit)b::bigint[]
+) AS r (wallet_id, version, available, locked, flags, tier, overdraft_limit)
 LEFT JOIN ledger_entry AS e ON e.wallet_id = r.wallet_id AND e.version = r.version
-WHERE (e.available_after, e.locked_after) IS DISTINCT FROM (r.available, r.locked)
+-- The state is kept for the last version; what it was at one before takes longer to find out.
+LEFT JOIN LATERAL (
+    SELECT flags, tier, overdraft_limit FROM wallet_balance WHERE wallet_id = r.wallet_id AND version = r.version
+) AS now ON true
+LEFT JOIN LATERAL (
+    SELECT now.flags, now.tier, now.overdraft_limit WHERE now.flags IS NOT NULL
+    UNION ALL
+    SELECT flags, tier, overdraft_limit FROM wallet_state(r.wallet_id, r.version) WHERE now.flags IS NULL
+) AS s ON true
+WHERE (e.available_after, e.locked_after, s.flags, s.tier, s.overdraft_limit)
+    IS DISTINCT FROM (r.available, r.locked, r.flags, r.tier, r.overdraft_limit)

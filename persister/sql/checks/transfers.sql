@@ -1,5 +1,6 @@
--- The entries are exactly what the transfers and the openings make: of a transfer two that sum to zero, of an
--- opening one of 0. None is missing, none is beside them, and each is at its place.
+-- The entries are exactly what the transfers, the openings and the changes of holds and wallets make: of a transfer two
+-- that sum to zero, of each of the others one of 0. None is missing, none is beside them, and each is at its place. A
+-- capture's are its transfer's.
 WITH made AS (
     SELECT debit_wallet_id AS wallet_id, debit_version AS version, sequence, -amount AS amount, at
     FROM transfer WHERE shard = %(shard)s
@@ -9,6 +10,12 @@ WITH made AS (
     UNION ALL
     SELECT id, 1, opened_sequence, 0, opened_at
     FROM wallet WHERE shard = %(shard)s
+    UNION ALL
+    SELECT wallet_id, wallet_version, sequence, 0, NULL
+    FROM hold_change WHERE shard = %(shard)s AND kind <> 8
+    UNION ALL
+    SELECT wallet_id, wallet_version, sequence, 0, NULL
+    FROM wallet_change WHERE shard = %(shard)s
 )
 SELECT
     format('wallet %%s version %%s', coalesce(m.wallet_id, e.wallet_id), coalesce(m.version, e.version)) AS subject,
@@ -19,5 +26,5 @@ SELECT
 FROM made AS m
 FULL JOIN (SELECT * FROM ledger_entry WHERE shard = %(shard)s) AS e
     ON e.wallet_id = m.wallet_id AND e.version = m.version
-WHERE (m.sequence, m.amount, m.at) IS DISTINCT FROM (e.sequence, e.amount, e.at)
+WHERE (m.sequence, m.amount) IS DISTINCT FROM (e.sequence, e.amount) OR m.at <> e.at
 LIMIT %(limit)s
