@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from engine.domain.ids import check_id
+from engine.domain.status import Status
 from engine.domain.transfer import Hold, HoldChange, HoldState, Kind, Outcome, Refund, Request, Review
 from engine.domain.wallet import check_user_wallet_id
 from engine.errors import InvalidRequest
@@ -16,6 +17,13 @@ from engine.wire import HOLD, MAX_BATCH
 
 DEFAULT_PENDING_MS = 7 * 86_400_000
 """How long a top-up or a withdrawal waits for its provider before the sweeper ends it."""
+
+
+MAX_REPETITIONS = 20
+"""Ids for one way to end a hold: so often it may meet a frozen wallet."""
+
+_HOW = {Kind.CAPTURE: "capture", Kind.VOID: "void", Kind.APPROVE_HOLD: "approve"}
+_MAY_PASS = frozenset({Status.DEBIT_FROZEN, Status.CREDIT_FROZEN, Status.BALANCE_OUT_OF_RANGE})
 
 
 class HoldNow(NamedTuple):
@@ -105,12 +113,12 @@ class HoldCalls(ABC):
         what can be refunded. Raises Unavailable (retry with the same id) or OutcomeUnknown (deadline passed).
         Rule: lua/lib/hold_changes.lua; invariants 3 and 7.
         """
-        if key is None and id is None:
-            if not final:
-                raise InvalidRequest("key", "given for a capture that is not final, unless an id is", None)
-            id = self._packer.hold_id_of(hold_id, "capture")
         change = HoldChange(hold_id, Kind.CAPTURE, amount_minor, final, key, id, reference, metadata)
-        return await self._one(change, timeout_ms)
+        if key is not None or id is not None:
+            return await self._one(change, timeout_ms)
+        if not final:
+            raise InvalidRequest("key", "given for a capture that is not final, unless an id is", None)
+        return await self._end(change, timeout_ms)
 
     async def raise_hold(
         self,
@@ -133,7 +141,8 @@ class HoldCalls(ABC):
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Release what a hold has left. A second void is a replay. Returns POSTED or HOLD_*; raises as capture."""
-        return await self._end(hold_id, Kind.VOID, "void", reference, metadata, timeout_ms)
+        change = HoldChange(hold_id, Kind.VOID, reference=reference, metadata=metadata)
+        return await self._end(change, timeout_ms)
 
     async def find_holds(self, hold_ids: Sequence[UUID], *, timeout_ms: int | None = None) -> list[HoldNow | None]:
         """Each hold as it is now, at most 1,024; None for one that Redis does not know (any more)."""
@@ -151,11 +160,11 @@ class HoldCalls(ABC):
 
         Returns POSTED (of a transfer, the transfer_id is what can be refunded), HOLD_NOT_UNDER_REVIEW, or as capture.
         """
-        return await self._end(hold_id, Kind.APPROVE_HOLD, "approve", None, None, timeout_ms)
+        return await self._end(HoldChange(hold_id, Kind.APPROVE_HOLD), timeout_ms)
 
     async def reject(self, hold_id: UUID, *, reason: str | None = None, timeout_ms: int | None = None) -> Outcome:
         """Release what is UNDER_REVIEW. As void; reason reaches the ledger."""
-        return await self._end(hold_id, Kind.VOID, "void", None, _reason(reason), timeout_ms)
+        return await self._end(HoldChange(hold_id, Kind.VOID, metadata=_reason(reason)), timeout_ms)
 
     # Top-ups and withdrawals that a provider answers later
 
@@ -214,13 +223,11 @@ class HoldCalls(ABC):
         psp_reference: the provider's, up to 64 characters; another one later is EXISTS_WITH_DIFFERENT_DETAILS.
         Returns POSTED, HOLD_ALREADY_VOIDED after fail(), HOLD_EXPIRED, or HOLD_NOT_FOUND if it comes too early.
         """
-        id = self._packer.hold_id_of(pending_id, "capture")
-        change = HoldChange(pending_id, Kind.CAPTURE, None, True, None, id, psp_reference)
-        return await self._one(change, timeout_ms)
+        return await self._end(HoldChange(pending_id, Kind.CAPTURE, reference=psp_reference), timeout_ms)
 
     async def fail(self, pending_id: UUID, reason: str | None = None, *, timeout_ms: int | None = None) -> Outcome:
         """The provider's word that it did not happen. As confirm; HOLD_ALREADY_CAPTURED after confirm()."""
-        return await self._end(pending_id, Kind.VOID, "void", None, _reason(reason), timeout_ms)
+        return await self._end(HoldChange(pending_id, Kind.VOID, metadata=_reason(reason)), timeout_ms)
 
     # Giving back
 
@@ -265,17 +272,18 @@ class HoldCalls(ABC):
             Refund(transfer_id, amount_minor, key, id, Kind.CHARGEBACK, reference, metadata), timeout_ms
         )
 
-    async def _end(
-        self,
-        hold_id: UUID,
-        kind: Kind,
-        how: str,
-        reference: str | None,
-        metadata: Mapping[str, Any] | None,
-        timeout_ms: int | None,
-    ) -> Outcome:
-        id = self._packer.hold_id_of(hold_id, how)
-        return await self._one(HoldChange(hold_id, kind, None, True, None, id, reference, metadata), timeout_ms)
+    async def _end(self, change: HoldChange, timeout_ms: int | None) -> Outcome:
+        """Send a change of a hold under an id derived from the hold, so that a repetition is a replay.
+
+        A refusal because a wallet is frozen or full sticks to its id too. So a repetition that gets one takes the next
+        id: the hold itself, which ends once, is what keeps it from happening twice.
+        """
+        for number in range(MAX_REPETITIONS):
+            id = self._packer.hold_id_of(change.hold_id, f"{_HOW[change.kind]}{number or ''}")
+            outcome = await self._one(change._replace(id=id), timeout_ms)
+            if not outcome.replayed or outcome.status not in _MAY_PASS:
+                break
+        return outcome
 
 
 def _reason(reason: str | None) -> dict[str, Any] | None:

@@ -23,7 +23,17 @@ from engine.domain.status import STATUS_RULES
 from engine.domain.transfer import MAX_EXPIRY_MS, HoldState, Kind, RequestFlag, Review
 from engine.domain.wallet import FLAG_CLOSED, FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN, FLAG_EXTERNAL, MAX_TIER
 from engine.errors import LibraryMismatch
-from engine.wire import ACCEPTED_WIRE_VERSIONS, ATTACHMENTS, ATTEMPTS, LAYOUT_VERSION, LAYOUTS, MAX_BATCH, TERMS, USAGE, WALLET
+from engine.wire import (
+    ACCEPTED_WIRE_VERSIONS,
+    ATTACHMENTS,
+    ATTEMPTS,
+    LAYOUT_VERSION,
+    LAYOUTS,
+    MAX_BATCH,
+    TERMS,
+    USAGE,
+    WALLET,
+)
 
 LIBRARY_NAME = "hotledger"
 LIBRARY_VERSION = 2
