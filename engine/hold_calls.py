@@ -129,7 +129,11 @@ class HoldCalls(ABC):
         id: UUID | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
-        """Reserve amount_minor more (incremental authorization), under the rules of a new hold. As hold and capture."""
+        """Reserve amount_minor more (incremental authorization), under the rules of a new hold. As hold and capture.
+
+        A tier's largest single amount is compared with the whole hold. A raise comes from no device; what breaks a rule
+        is declined, never reviewed.
+        """
         return await self._one(HoldChange(hold_id, Kind.RAISE_HOLD, amount_minor, True, key, id), timeout_ms)
 
     async def void(

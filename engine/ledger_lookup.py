@@ -71,8 +71,13 @@ select coalesce(h.purpose, t.kind), t.debit_wallet_id, t.credit_wallet_id, t.amo
     coalesce((select sum(r.amount) from refund r where r.original_id = t.id), 0), s.sequence
 from transfer t
 join shard_state s on s.shard = t.shard
-left join hold_change c on t.kind = 8 and c.shard = t.shard and c.sequence = t.sequence
-left join hold h on h.id = c.hold_id
+left join hold_change c on t.kind = 8 and c.wallet_id = t.debit_wallet_id and c.wallet_version = t.debit_version
+left join lateral (
+    select purpose from hold
+    where id = c.hold_id and shard = t.shard and sequence < t.sequence
+    order by sequence desc
+    limit 1
+) h on true
 where t.id = %s
 """
 

@@ -85,7 +85,10 @@ class WalletCalls(ABC):
         id: UUID | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
-        """Put the wallet under a tier's limits; 0 for none. TIER_NOT_FOUND if the tier has no limits yet."""
+        """Put the wallet under a tier's limits; 0 for none. TIER_NOT_FOUND if the tier has no limits yet.
+
+        Tier 0 forgets what was used of limits so far, and a debt that was set aside.
+        """
         return await self._one(WalletChange(wallet_id, Kind.SET_TIER, tier, key, id), timeout_ms)
 
     async def set_tier_limits(

@@ -295,7 +295,7 @@ META = Layout(
     ),
 )
 
-# What a request is answered with. LIMIT_EXCEEDED: amount is what was used of the rule's limit before, and
+# What a request is answered with. LIMIT_EXCEEDED: moved is what was used of the rule's limit before, and
 # credit_available the server time in ms from which on it may be tried again (0: waiting does not help).
 ANSWER = Layout(
     "ANSWER",
@@ -305,7 +305,7 @@ ANSWER = Layout(
         ("sequence", "d"),
         ("debit_available", "d"),
         ("credit_available", "d"),
-        ("amount", "d"),  # what was moved, reserved or released
+        ("moved", "d"),  # or reserved, or released
         ("replayed", "B"),  # last, so that a replay is the kept answer with its last byte set
     ),
 )
@@ -367,11 +367,11 @@ def unpack_replies(replies: bytes, ids: Iterable[bytes]) -> list[Outcome]:
 
 def outcome_of(answer: tuple[int, int, float, float, float, float, int], transfer_id: bytes) -> Outcome:
     """answer: the values of an ANSWER."""
-    status, rule, sequence, debit_available, credit_available, amount, replayed = answer
+    status, rule, sequence, debit_available, credit_available, moved, replayed = answer
     if status == _LIMIT_EXCEEDED:
         return Outcome(
             Status.LIMIT_EXCEEDED, int(sequence), replayed == 1, int(debit_available), 0, transfer_id, 0, rule,
-            int(amount), int(credit_available),
+            int(moved), int(credit_available),
         )  # fmt: skip
     return Outcome(
         STATUS_OF[status],
@@ -380,7 +380,7 @@ def outcome_of(answer: tuple[int, int, float, float, float, float, int], transfe
         int(debit_available),
         int(credit_available),
         transfer_id,
-        int(amount),
+        int(moved),
         rule,
     )
 

@@ -21,6 +21,14 @@ UNCHANGED = -1
 """As a tier or an overdraft limit: it stays what it is."""
 
 _CHANGES_STATE = kind_set(WALLET_CHANGES)
+_FREEZABLE = range(FLAG_DEBIT_FROZEN, (FLAG_DEBIT_FROZEN | FLAG_CREDIT_FROZEN) + 1, FLAG_DEBIT_FROZEN)
+_TAKES: dict[int, range] = {
+    Kind.FREEZE: _FREEZABLE,
+    Kind.UNFREEZE: _FREEZABLE,
+    Kind.CLOSE_WALLET: range(1),
+    Kind.SET_OVERDRAFT_LIMIT: range(2**53),
+    Kind.SET_TIER: range(MAX_TIER + 1),
+}
 
 
 class StateChanges(NamedTuple):
@@ -54,16 +62,6 @@ class _State:
             case Kind.SET_TIER:
                 self.tier = value
         return value in _TAKES[kind]
-
-
-_FREEZABLE = range(FLAG_DEBIT_FROZEN, (FLAG_DEBIT_FROZEN | FLAG_CREDIT_FROZEN) + 1, FLAG_DEBIT_FROZEN)
-_TAKES: dict[int, range] = {
-    Kind.FREEZE: _FREEZABLE,
-    Kind.UNFREEZE: _FREEZABLE,
-    Kind.CLOSE_WALLET: range(1),
-    Kind.SET_OVERDRAFT_LIMIT: range(2**53),
-    Kind.SET_TIER: range(MAX_TIER + 1),
-}
 
 
 def changes_state(batch: Batch) -> NDArray[np.bool_]:

@@ -255,7 +255,8 @@ class Decisions:
         limits, broken = self._limits(debit), None
         if limits:
             tried = self.attempts.begin(hold.debit, limits, None, None, self._now_ms)
-            found = broken_rules(debit, limits, self.attempts, tried, amount, None, None, self._now_ms)
+            whole = hold.captured + hold.remaining + amount
+            found = broken_rules(debit, limits, self.attempts, tried, amount, None, None, self._now_ms, whole)
             broken, _ = named(found, limits)
         after = debit.available - amount
         refused = _refusal(

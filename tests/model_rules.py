@@ -71,8 +71,9 @@ def broken_rules(
     device: str | None,
     ip: str | None,
     now_ms: int,
+    single: int | None = None,
 ) -> list[Broken]:
-    """Every rule that a movement of amount by the wallet breaks, now."""
+    """Every rule that a movement of amount by the wallet breaks, now. single: of a raise, the whole hold."""
     day_amount, day_count = wallet.usage.today(now_ms)
     tomorrow_ms = (now_ms // DAY_MS + 1) * DAY_MS
     window_ms = limits.window_minutes * MINUTE_MS
@@ -89,7 +90,7 @@ def broken_rules(
         if limit is not None:
             at_most(rule, limit, used, more, counter.room_from_ms(now_ms, size_ms, limit - more))
 
-    at_most(Rule.MAX_AMOUNT, limits.max_amount_minor, 0, amount, 0)
+    at_most(Rule.MAX_AMOUNT, limits.max_amount_minor, 0, single or amount, 0)
     at_most(Rule.DAY_AMOUNT, limits.day_amount_minor, day_amount, amount, tomorrow_ms)
     at_most(Rule.DAY_COUNT, limits.day_count, day_count, 1, tomorrow_ms)
     usage = wallet.usage

@@ -9,7 +9,7 @@ local function check_outcome(m, packed)
   end
   if not is_whole(debit_available) then corrupt('idempotency record: debit_available') end
   if not is_whole(credit_available) then corrupt('idempotency record: credit_available') end
-  if not is_whole(moved) then corrupt('idempotency record: amount of the answer') end
+  if not is_whole(moved) then corrupt('idempotency record: moved') end
   if replayed ~= 0 then corrupt('idempotency record: replayed') end
   if not KINDS[kind] then corrupt('idempotency record: kind') end
   if not is_count(amount) and status ~= LINKED_FAILED then corrupt('idempotency record: amount') end

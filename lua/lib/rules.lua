@@ -242,8 +242,8 @@ local function breaks(limits, number, used, retry_at_ms)
   end
 end
 
-local function judge_amounts(u, limits, amount)
-  if amount > limits.max_amount then breaks(limits, RULE_MAX_AMOUNT, 0, 0) end
+local function judge_amounts(u, limits, amount, single)
+  if single > limits.max_amount then breaks(limits, RULE_MAX_AMOUNT, 0, 0) end
   if u[USAGE_DAY_AMOUNT] + amount > limits.day_amount and limits.day_amount < MAX_AMOUNT then
     breaks(limits, RULE_DAY_AMOUNT, u[USAGE_DAY_AMOUNT], amount > limits.day_amount and 0 or (u[USAGE_DAY] + 1) * DAY_MS)
   end
@@ -276,12 +276,13 @@ local function judge_attempts(u, limits)
   end
 end
 
--- The rule that the attempt under way, a movement of amount, breaks; nil if none. With it what was used, when to retry
+-- The rule that the attempt under way, a movement of amount, breaks; nil if none. single: what the largest single amount
+-- is compared with, if that is more than amount. With it what was used, when to retry
 -- (0: waiting does not help), and whether it goes to review.
-function broken_rule(slot, limits, amount, device)
+function broken_rule(slot, limits, amount, device, single)
   local u = usage_now(slot, limits)
   broken = nil
-  judge_amounts(u, limits, amount)
+  judge_amounts(u, limits, amount, single or amount)
   judge_attempts(u, limits)
   if device and amount > limits.new_device_amount then
     local since_ms = known_device(slot, device)

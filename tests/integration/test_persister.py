@@ -27,6 +27,7 @@ from persister.journal import Place
 from persister.ledger import Ledger
 from persister.migrate import migrate
 from persister.redis_shard import Moved, RedisShard
+from persister.sql import sql
 from persister.sweeper import Sweeper
 from tests.fixtures.journal import entry, id_of, link, record
 from tests.fixtures.ledger import LedgerWorld
@@ -105,6 +106,22 @@ class TestLedger:
         for thread in threads:
             thread.join()
         assert sorted(applied) == [[], [], ["0001", "0002"]]
+
+    def test_wallets_from_before_wallets_had_a_state(self, postgres_url: str) -> None:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            connection.execute(sql("migrations/0001_ledger"))
+            connection.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+            connection.execute("INSERT INTO alembic_version VALUES ('0001')")
+            for wallet_id, flags, limit in ((-5, 1, 0), (1, 0, 700), (2, 0, 0)):
+                row = (wallet_id, flags, limit)
+                connection.execute("INSERT INTO wallet VALUES (%s, 0, 'USD', %s, 0, %s, 1, now())", row)
+                connection.execute("INSERT INTO wallet_balance VALUES (%s, 0, 0, 1)", (wallet_id,))
+            assert migrate(postgres_url) == ["0002"]
+            found = connection.execute(
+                "select wallet_id, flags, tier, overdraft_limit from wallet_balance order by 1"
+            ).fetchall()
+        assert found == [(-5, 1, 0, 0), (1, 0, 0, 700), (2, 0, 0, 0)]
 
     def test_a_database_without_the_schema_is_fatal(self, world: LedgerWorld) -> None:
         world.tamper("DROP SCHEMA public CASCADE; CREATE SCHEMA public")

@@ -157,6 +157,22 @@ def test_a_device_first_used_in_a_failed_chain_is_not_known(clocked: ShardDriver
     assert_sound(clocked)
 
 
+def test_what_a_failed_chain_used_of_the_limits_is_not_used(clocked: ShardDriver) -> None:
+    run(clocked, [(tier_record(80, 1, tier_limits(debt_first=0)), OK), (wallet_change(81, Kind.SET_TIER, 1, 1), OK)])
+    spent = [request_record(1, amount=900), reference_record(2, Kind.CHARGEBACK, 9007), request_record(3, credit=77)]
+    found = clocked.statuses([*chain(*spent), request_record(4, amount=7)])
+    assert found == [FAILED, FAILED, "CREDIT_WALLET_NOT_FOUND", OK]
+    usage = clocked.usage(1)
+    assert [usage[name] for name in ("day_amount", "day_count", "hour_amount", "window_count", "debt")] == [
+        7,
+        1,
+        7,
+        1,
+        0,
+    ]
+    assert_sound(clocked)
+
+
 def test_attempts_in_a_failed_chain_stay_counted(clocked: ShardDriver) -> None:
     run(
         clocked,

@@ -384,7 +384,7 @@ def test_a_side_stream_that_takes_no_more(funded: ShardDriver) -> None:
 
 OUTCOME_DAMAGE: list[tuple[str, Any]] = [
     *product(["status"], (2, 4, 8, 10, 26, 40, 42, 48, 49, 51, 55, 56, 58, 62, 64, 66, 99, 101, 254, 255)),
-    *product(("debit_available", "credit_available", "amount"), NO_NUMBER),
+    *product(("debit_available", "credit_available", "moved"), NO_NUMBER),
     *product(["sequence"], (*NO_COUNT, 10.0**6)),
     *product(["replayed"], (1, 255)),
     *product(["kind"], (0, 13, 34, 255)),
@@ -393,7 +393,7 @@ OUTCOME_DAMAGE: list[tuple[str, Any]] = [
 
 
 def _damaged_outcome(packed: bytes, field: str, value: Any) -> bytes:
-    """asked: the amount in the content; the answer has one too."""
+    """asked: the amount in the content."""
     answer, content = packed[: ANSWER.size], packed[ANSWER.size :]
     if field == "kind":
         return answer + bytes([value]) + content[1:]

@@ -448,8 +448,8 @@ REVIEWS: list[tuple[str, list[Step], tuple[int, int, int]]] = [
                         (approve(6, 2), "HOLD_NOT_UNDER_REVIEW")], (800, 100, 100)),
     ("approved, then captured", [(approve(3, 2), OK), (capture_record(4, 2, 60), OK)],
      (840, 100, 60)),
-    ("approved, then raised", [(approve(3, 2), OK),
-                               (reference_record(4, Kind.RAISE_HOLD, 2, 9), OK)], (791, 209, 0)),
+    ("approved, but not for more", [(approve(3, 2), OK),
+                                    (reference_record(4, Kind.RAISE_HOLD, 2, 9), "LIMIT_EXCEEDED")], (800, 200, 0)),
     ("rejected", [(reference_record(3, Kind.VOID, 1), OK), (reference_record(4, Kind.VOID, 2), OK),
                   (approve(5, 1), "HOLD_ALREADY_VOIDED")], (1000, 0, 0)),
     ("too late", [5000, (approve(3, 2), "HOLD_EXPIRED"),
@@ -492,19 +492,19 @@ def test_a_review_needs_the_money(clocked: ShardDriver) -> None:
 
 
 def test_raising_a_hold_is_under_the_rules(clocked: ShardDriver) -> None:
-    """It counts like a movement; what would be reviewed is declined."""
-    limited(clocked, tier_limits(max_amount=100, day_amount=250, day_count=3, review=[Rule.MAX_AMOUNT]))
+    """It counts like a movement, but the whole hold is the single amount; what would be reviewed is declined."""
+    limited(clocked, tier_limits(max_amount=200, day_amount=250, day_count=3, review=[Rule.MAX_AMOUNT]))
     run(clocked, [(hold_record(1, amount=100), OK), (reference_record(2, Kind.RAISE_HOLD, 1, 100), OK)])
     answer = clocked.one(reference_record(3, Kind.RAISE_HOLD, 1, 51))
     assert (answer.status, answer.rule, answer.used, answer.retry_at_ms) == (EXCEEDED, Rule.DAY_AMOUNT, 200, MIDNIGHT)
-    answer = clocked.one(reference_record(4, Kind.RAISE_HOLD, 1, 101))
-    assert (answer.status, answer.rule) == (EXCEEDED, Rule.DAY_AMOUNT)
-    run(clocked, [(reference_record(5, Kind.RAISE_HOLD, 1, 50), OK)])
+    answer = clocked.one(reference_record(4, Kind.RAISE_HOLD, 1, 1))
+    assert (answer.status, answer.rule) == (EXCEEDED, Rule.MAX_AMOUNT)
+    run(clocked, [(capture_record(5, 1, 150, final=False), OK)])
     answer = clocked.one(reference_record(6, Kind.RAISE_HOLD, 1, 1))
-    assert (answer.status, answer.rule) == (EXCEEDED, Rule.DAY_AMOUNT)
+    assert (answer.status, answer.rule) == (EXCEEDED, Rule.MAX_AMOUNT), "what was captured of it counts too"
     assert [item["kind"] for item in clocked.declined()] == [Kind.RAISE_HOLD] * 3
     run(clocked, [(capture_record(7, 1), OK)])
-    assert clocked.usage(1)["day_amount"] == 250, "a capture is counted by its hold"
+    assert clocked.usage(1)["day_amount"] == 200, "a capture is counted by its hold"
     assert_sound(clocked)
 
 

@@ -33,6 +33,7 @@ from tests.journal_replay import Replay
 from tests.model import Asked, Model
 from tests.model_content import Expire
 from tests.model_state import Answer, ModelWallet
+from tests.property.stories import Stories
 from tests.property.traffic import OUTSIDE, USERS, Traffic
 
 STEPS = int(os.environ.get("HOTLEDGER_MODEL_STEPS", "800"))
@@ -89,6 +90,8 @@ class EngineAgainstModel(RuleBasedStateMachine):
     @initialize(random=randoms)
     def begin(self, random: Random) -> None:
         self.traffic = Traffic(self.model, self.new_id, random)
+        windows = self.traffic.window_minutes, self.traffic.attempts_window_minutes
+        self.stories = Stories(self.model, self.new_id, *windows)
         self.check(self.traffic.begin())
 
     # Steps
@@ -130,6 +133,14 @@ class EngineAgainstModel(RuleBasedStateMachine):
             return await asyncio.gather(*(self.engine.post([_named(asked)]) for asked in batch))
 
         self.compare(batch, [outcome for [outcome] in self.runner.run(call())])
+
+    @rule(random=randoms)
+    def tell_a_story(self, random: Random) -> None:
+        for chapter in self.stories.tell(random):
+            if isinstance(chapter, int):
+                self.clock.advance(chapter)
+            else:
+                self.check(chapter)
 
     @rule(ms=st.sampled_from([1, 999, 15_000, 59_999, 60_000, 1_800_000, 3_600_000, 21_600_000, 86_400_000, -5_000]))
     def pass_time(self, ms: int) -> None:

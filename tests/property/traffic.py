@@ -209,13 +209,14 @@ class Traffic:
             return self._random.choice(EDGES)
         return self._random.choice([1, self._random.randint(1, 40), self._random.randint(1, 400)])
 
-    def _terms(self, debit: int) -> dict[str, Any]:
+    def _terms(self, debit: int, amount: int) -> dict[str, Any]:
         terms: dict[str, Any] = {}
         wallet = self.model.state.wallets.get(debit)
         if wallet and self._random.random() < 0.1:
             terms["expect_version"] = wallet.version + self._random.choice([0, 0, 1])
         if wallet and self._random.random() < 0.1:
-            terms["min_available_after_minor"] = self._random.choice([0, wallet.available - 20, -5])
+            after = max(wallet.available - amount, -EDGES[0])
+            terms["min_available_after_minor"] = self._random.choice([0, after, after + 1])
         if self._random.random() < 0.6:
             terms["device"] = self._random.choice(DEVICES if self._random.random() < 0.8 else MANY_DEVICES)
         if self._random.random() < 0.4:
@@ -229,14 +230,16 @@ class Traffic:
     def _transfer(self) -> Request:
         debit, credit = self._pair()
         kind, balancing = self._random.choice(PURPOSES), self._random.random() < 0.1
-        terms = self._terms(debit) if self._random.random() < 0.6 else {}
-        return Transfer(debit, credit, self._amount(), kind=kind, balancing=balancing, **terms)
+        amount = self._amount()
+        terms = self._terms(debit, amount) if self._random.random() < 0.6 else {}
+        return Transfer(debit, credit, amount, kind=kind, balancing=balancing, **terms)
 
     def _hold(self) -> Request:
         debit, credit = self._pair()
         expires_in_ms = self._random.choice([None, 1, 60_000, 3_600_000, 86_400_000])
-        purpose = self._random.choice(PURPOSES)
-        return Hold(debit, credit, self._amount(), purpose=purpose, expires_in_ms=expires_in_ms, **self._terms(debit))
+        purpose, amount = self._random.choice(PURPOSES), self._amount()
+        terms = self._terms(debit, amount)
+        return Hold(debit, credit, amount, purpose=purpose, expires_in_ms=expires_in_ms, **terms)
 
     def _hold_id(self) -> UUID:
         """Of an open hold; else of one that ended, or of nothing."""

@@ -28,7 +28,7 @@ from engine.wire import (
     ZERO_HASH,
 )
 from persister import details
-from persister.chain import TableHasher
+from persister.chain import HASHED_TABLES, TableHasher, contents
 from persister.copy_binary import (
     SIGNATURE,
     TRAILER,
@@ -128,6 +128,15 @@ class TestChain:
         hasher.add(rows[2:], rows["sequence"][2:])
         assert hasher.stray == 3
         assert hasher.finish() == [sha256(rows[:1].tobytes()).digest()]
+
+    def test_a_later_table_is_part_of_a_link_only_where_it_has_rows(self) -> None:
+        """So that links made before there was such a table verify for ever."""
+        always = [[b"a1", b"a2"], [b"b1", b"b2"], [b"c1", b"c2"], [b"d1", b"d2"]]
+        nothing = [sha256().digest()] * 2
+        later = [nothing] * (len(HASHED_TABLES) - len(always))
+        assert contents([*always, *later]) == [b"a1b1c1d1", b"a2b2c2d2"]
+        later[2] = [nothing[0], b"e2"]
+        assert contents([*always, *later]) == [b"a1b1c1d1", b"a2b2c2d2hold_changee2"]
 
 
 class TestFormats:

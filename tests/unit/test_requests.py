@@ -375,8 +375,8 @@ def test_where_it_came_from_is_attached_and_no_part_of_the_content(name: str) ->
     assert origin_digester(b"another key, of other people")("phone") != digest("phone")
 
 
-def chain_of(*amounts: int) -> list[Packed]:
-    requests = [Transfer(1, 2, amount, key=f"k{at}") for at, amount in enumerate(amounts)]
+def chain_of(*amounts: int, key: str = "k") -> list[Packed]:
+    requests = [Transfer(1, 2, amount, key=f"{key}{at}") for at, amount in enumerate(amounts)]
     linked = [*(request._replace(linked=True) for request in requests[:-1]), requests[-1]]
     return as_chain([new_packer().pack(request) for request in linked])
 
@@ -386,6 +386,7 @@ def test_each_request_of_a_chain_has_the_digest_of_the_whole() -> None:
     assert len(digests) == 1
     assert digests != {packed.record[-8:] for packed in chain_of(1, 2, 4)}
     assert digests != {packed.record[-8:] for packed in chain_of(1, 2)}
+    assert digests != {packed.record[-8:] for packed in chain_of(1, 2, 3, key="other")}
     [digest] = digests
     assert digest[0] % 2 == 1, "a chain's digest is odd"
     alone = new_packer().pack(Transfer(1, 2, 5, key="k", expect_version=1)).record[-8:]
