@@ -359,7 +359,7 @@ async def test_the_same_chain_from_many_callers_happens_once(shard: ShardDriver)
     async with engines_of(shard, 1, 2, 3) as engines:
         requests = [
             Transfer(1, 2, 100, key="a"),
-            Hold(2, 3, 1050, key="b"),
+            Hold(2, 3, 950, key="b"),
             WalletChange(3, Kind.SET_OVERDRAFT_LIMIT, 5, key="c"),
         ]
         longer = [*requests, Transfer(1, 3, 1, key="d")]
