@@ -73,7 +73,7 @@ register('hotledger_advance', function(keys, args)
   if trim_before > persisted then trim_before = persisted end
   if trim_before > 0 then redis.call('XTRIM', journal_key(tag), 'MINID', journal_id(trim_before)) end
   return redis.status_reply('OK')
-end)
+end, 'allow-oom')
 
 register('hotledger_end_generation', function(keys, args)
   local tag = keys[1]

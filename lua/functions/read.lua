@@ -37,7 +37,7 @@ register('hotledger_state', function(keys)
     replication_id() or '',
     m and redis.call('HLEN', idempotency_key(tag, m.generation)) or 0,
   }
-end, true)
+end, 'no-writes')
 
 register('hotledger_lookup', function(keys, args)
   local tag = keys[1]
@@ -47,7 +47,7 @@ register('hotledger_lookup', function(keys, args)
   local reply = { pack(REPLY_HEADER_FORMAT, clock_ms()) }
   for i = 1, count do reply[i + 1] = known[ids[i]] or '' end
   return reply
-end, true)
+end, 'no-writes')
 
 register('hotledger_wallets', function(keys, args)
   local tag = keys[1]
@@ -63,7 +63,7 @@ register('hotledger_wallets', function(keys, args)
     reply[i + 1] = version[slot] and pack_wallet(slot) or ''
   end
   return reply
-end, true)
+end, 'no-writes')
 
 register('hotledger_holds', function(keys, args)
   local tag = keys[1]
@@ -74,16 +74,16 @@ register('hotledger_holds', function(keys, args)
   local reply = { format('%.0f', m.sequence) }
   for i = 1, count do reply[i + 1] = holds[ids[i]] and pack_hold(holds[ids[i]]) or '' end
   return reply
-end, true)
+end, 'no-writes')
 
 register('hotledger_due', function(keys, args)
   local limit = tonumber(args[1])
   if not limit or not is_count(limit) or limit < 1 or limit > MAX_BATCH then invalid('limit') end
   return redis.call('ZRANGEBYSCORE', due_key(keys[1]), '-inf', format('%.0f', clock_ms()), 'LIMIT', 0, limit)
-end, true)
+end, 'no-writes')
 
 register('hotledger_tier', function(keys, args)
   local number = tonumber(args[1])
   if not number or not is_count(number) or number > MAX_TIER then invalid('tier') end
   return redis.call('HGET', tiers_key(keys[1]), pack('<H', number)) or ''
-end, true)
+end, 'no-writes')

@@ -8,11 +8,12 @@ local function fetch_libraries()
   concat, floor, ceil, min, max = table.concat, math.floor, math.ceil, math.min, math.max
 end
 
--- Registers a function of the library: callback(keys, args). reads_only: it may run on a replica and never writes.
-local function register(name, callback, reads_only)
+-- Registers a function of the library: callback(keys, args). flag: 'no-writes' for one that may run on a replica,
+-- 'allow-oom' for one that frees memory.
+local function register(name, callback, flag)
   redis.register_function({
     function_name = name,
-    flags = reads_only and { 'no-writes' } or {},
+    flags = { flag },
     callback = function(keys, args)
       if not pack then fetch_libraries() end
       return callback(keys, args)

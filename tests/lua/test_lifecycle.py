@@ -199,3 +199,20 @@ def test_nothing_ends_a_generation_on_a_closed_shard(funded: ShardDriver) -> Non
     before = funded.image()
     assert funded.call("hotledger_end_generation", 1, 1) == 0
     assert funded.image() == before
+
+
+def test_a_full_server_refuses_payments_but_lets_the_journal_be_trimmed(funded: ShardDriver) -> None:
+    """Else it would stay full: trimming is what frees memory."""
+    for number in range(1, 4):
+        funded.post([request_record(number)])
+    funded.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.ResponseError):
+            funded.post([request_record(9)])
+        sequence = funded.meta()["sequence"]
+        funded.call("hotledger_advance", 1, sequence, sequence)
+        assert funded.meta()["persisted"] == sequence
+        assert funded.redis.xlen(funded.keys.journal) == 1
+    finally:
+        funded.redis.config_set("maxmemory", 0)
+    assert funded.statuses([request_record(9)]) == ["POSTED"]
