@@ -243,7 +243,7 @@ local function breaks(limits, number, used, retry_at_ms)
 end
 
 local function judge_amounts(u, limits, amount, single)
-  if single > limits.max_amount then breaks(limits, RULE_MAX_AMOUNT, 0, 0) end
+  if single > limits.max_amount and limits.max_amount < MAX_AMOUNT then breaks(limits, RULE_MAX_AMOUNT, 0, 0) end
   if u[USAGE_DAY_AMOUNT] + amount > limits.day_amount and limits.day_amount < MAX_AMOUNT then
     breaks(limits, RULE_DAY_AMOUNT, u[USAGE_DAY_AMOUNT], amount > limits.day_amount and 0 or (u[USAGE_DAY] + 1) * DAY_MS)
   end

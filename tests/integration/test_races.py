@@ -485,13 +485,12 @@ LOST: dict[str, tuple[Lost, tuple[int, int], tuple[int, int]]] = {
 
 
 async def lost_once(proxy: Proxy, call: Coroutine[Any, Any, Any]) -> Any:
-    """Make the call, and lose the connection when the server has it and its reply is on the way."""
+    """Make the call, and lose the connection when the server has decided and its reply is on the way."""
     proxy.swallow_replies = True
-    seen = proxy.requests_seen
+    swallowed = proxy.replies_swallowed
     under_way = asyncio.ensure_future(call)
-    while proxy.requests_seen == seen:
+    while proxy.replies_swallowed == swallowed:
         await asyncio.sleep(0.001)
-    await asyncio.sleep(0.03)
     proxy.cut()
     proxy.swallow_replies = False
     return await under_way

@@ -48,7 +48,6 @@ NEVER_SEEN = frozenset(
     }
 )  # fmt: skip
 
-
 randoms = st.randoms(use_true_random=True)
 seen: Counter[str] = Counter()
 
