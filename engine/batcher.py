@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import structlog
 
-from engine.domain.status import MOMENTARY, NUMBER_OF, Status
+from engine.domain.status import ACCEPTED, NUMBER_OF, STATUS_RULES, Kept, Status
 from engine.errors import CorruptRecord, Fatal, OutcomeUnknown, Overloaded, ShardNotOpen, Unavailable
 from engine.wire import ANSWER, MAX_BATCH, REPLY_HEADER, request_ids
 
@@ -34,8 +34,9 @@ MAX_QUEUED = 65_536
 _FIRST_BACKOFF_S = 0.005
 _LAST_BACKOFF_S = 0.25
 
-_MOMENTARY = frozenset(NUMBER_OF[status] for status in MOMENTARY)
-"""Answers that are true of the moment only, and kept nowhere unless they come as a replay."""
+_SETTLING = frozenset(rule.number for rule in STATUS_RULES if rule.status in ACCEPTED or rule.kept is Kept.CONTENT)
+"""Answers that are the last word although they are no replay: what was done, and what is true of the content. Another
+refusal may not have been kept; if it was, asking again gets it as a replay."""
 
 _SHARD_NOT_OPEN = NUMBER_OF[Status.SHARD_NOT_OPEN]
 _DEADLINE_PASSED = NUMBER_OF[Status.DEADLINE_PASSED]
@@ -129,7 +130,7 @@ class _Call:
         An answer that Redis does not record would not stop that flight from being decided otherwise.
         """
         return server_ms > self.doubt_until_ms or not any(
-            answers[at] in _MOMENTARY and not answers[at + ANSWER.size - 1]
+            answers[at] not in _SETTLING and not answers[at + ANSWER.size - 1]
             for at in range(0, len(answers), ANSWER.size)
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 from uuid import UUID
@@ -14,7 +14,7 @@ from engine.chains import Placed, batches
 from engine.domain.ids import id_deriver, key_fingerprint, origin_digester
 from engine.domain.money import default_exponent, unpack_currency
 from engine.domain.status import NUMBER_OF, Status
-from engine.domain.transfer import Kind, OpenWallet, Outcome, Refund, Request, SetTierLimits, Transfer
+from engine.domain.transfer import Kind, OpenWallet, Outcome, Refund, Request, SetTierLimits, Transfer, WalletChange
 from engine.domain.wallet import MAX_SHARD, Balance, check_user_wallet_id, check_wallet_id, external_wallet_id
 from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, OutcomeUnknown, ShardNotOpen, Unavailable
 from engine.hold_calls import HoldCalls
@@ -296,7 +296,8 @@ class Engine(HoldCalls, WalletCalls):
         linked: all of them are one chain, which happens as a whole or not at all; or mark single requests as `linked`
         to the next one. The request that stops a chain keeps its status, the others get LINKED_FAILED. Else each
         stands alone: a refusal does not stop the next. All are checked before the first is sent, so InvalidRequest
-        means that nothing happened. A request that met a full backlog has the status LEDGER_BACKLOG here. Raises
+        means that nothing happened. A refund of a transfer that Redis has forgotten is decided after the others, unless
+        it is in a chain. A request that met a full backlog has the status LEDGER_BACKLOG here. Raises
         Unavailable if nothing was applied by the deadline, OutcomeUnknown if some of it was or may have been: send
         the whole list again then, what was decided is replayed.
         """
@@ -334,11 +335,17 @@ class Engine(HoldCalls, WalletCalls):
         return decided
 
     async def _packed(self, request: Request, in_chain: bool, deadline_s: float) -> Packed:
-        """A refund in a chain cannot be sent again alone: what the ledger knows goes with it at once."""
-        if isinstance(request, Refund) and in_chain and self._ledger is not None:
-            self._packer.pack(request)  # checks it, before I/O
-            return self._packer.pack(request, await self._claim(request, deadline_s))
-        return self._packer.pack(request)
+        """A refund in a chain cannot be sent again alone: what the ledger knows goes with it at once.
+
+        A ledger that is away is no obstacle: most transfers to refund are known to Redis.
+        """
+        packed = self._packer.pack(request)
+        if not isinstance(request, Refund) or not in_chain or self._ledger is None:
+            return packed
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout_at(deadline_s):
+                return self._packer.pack(request, await self._ledger.claim(request.transfer_id))
+        return packed
 
     def _submit(self, chunk: list[Packed], deadline_s: float) -> asyncio.Future[bytes]:
         records = b"".join([request.record for request in chunk])
@@ -491,9 +498,16 @@ _ASK_THE_LEDGER = frozenset({Status.TRANSFER_NOT_FOUND, Status.LEDGER_BEHIND})
 
 
 def _in_chain(requests: Sequence[Request]) -> list[bool]:
-    """Whether each is linked to the next one, or the one before to it."""
+    """Whether each is linked to the next one, or the one before to it.
+
+    Raises InvalidRequest for one without a key of its own: the chain could not be sent again as the same.
+    """
     linked = [bool(getattr(request, "linked", False)) for request in requests]
-    return [one or before for one, before in zip(linked, [False, *linked], strict=False)]
+    chained = [one or before for one, before in zip(linked, [False, *linked], strict=False)]
+    for request, in_chain in zip(requests, chained, strict=True):
+        if in_chain and isinstance(request, WalletChange | SetTierLimits) and not (request.key or request.id):
+            raise InvalidRequest("key", "given in a chain, unless an id is", request.key)
+    return chained
 
 
 def _linked(request: Request) -> Request:

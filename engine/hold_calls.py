@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from engine.domain.ids import check_id
-from engine.domain.status import Status
 from engine.domain.transfer import Hold, HoldChange, HoldState, Kind, Outcome, Refund, Request, Review
 from engine.domain.wallet import check_user_wallet_id
 from engine.errors import InvalidRequest
@@ -19,11 +18,7 @@ DEFAULT_PENDING_MS = 7 * 86_400_000
 """How long a top-up or a withdrawal waits for its provider before the sweeper ends it."""
 
 
-MAX_REPETITIONS = 20
-"""Ids for one way to end a hold: so often it may meet a frozen wallet."""
-
 _HOW = {Kind.CAPTURE: "capture", Kind.VOID: "void", Kind.APPROVE_HOLD: "approve"}
-_MAY_PASS = frozenset({Status.DEBIT_FROZEN, Status.CREDIT_FROZEN, Status.BALANCE_OUT_OF_RANGE})
 
 
 class HoldNow(NamedTuple):
@@ -110,7 +105,8 @@ class HoldCalls(ABC):
         capture; a final capture may do without (a second one is then a replay), a partial one may not.
         Returns the Outcome; its status is POSTED, or HOLD_NOT_FOUND, HOLD_EXPIRED, HOLD_ALREADY_CAPTURED,
         HOLD_ALREADY_VOIDED, HOLD_UNDER_REVIEW, EXCEEDS_HOLD, or what the wallets' states forbid. Its transfer_id is
-        what can be refunded. Raises Unavailable (retry with the same id) or OutcomeUnknown (deadline passed).
+        what can be refunded. A refusal that may pass (a frozen wallet, too high an amount) is not kept: the same
+        capture may work later. Raises Unavailable (retry with the same id) or OutcomeUnknown (deadline passed).
         Rule: lua/lib/hold_changes.lua; invariants 3 and 7.
         """
         change = HoldChange(hold_id, Kind.CAPTURE, amount_minor, final, key, id, reference, metadata)
@@ -277,17 +273,9 @@ class HoldCalls(ABC):
         )
 
     async def _end(self, change: HoldChange, timeout_ms: int | None) -> Outcome:
-        """Send a change of a hold under an id derived from the hold, so that a repetition is a replay.
-
-        A refusal because a wallet is frozen or full sticks to its id too. So a repetition that gets one takes the next
-        id: the hold itself, which ends once, is what keeps it from happening twice.
-        """
-        for number in range(MAX_REPETITIONS):
-            id = self._packer.hold_id_of(change.hold_id, f"{_HOW[change.kind]}{number or ''}")
-            outcome = await self._one(change._replace(id=id), timeout_ms)
-            if not outcome.replayed or outcome.status not in _MAY_PASS:
-                break
-        return outcome
+        """Send a change of a hold under an id derived from the hold, so that a repetition is a replay."""
+        id = self._packer.hold_id_of(change.hold_id, _HOW[change.kind])
+        return await self._one(change._replace(id=id), timeout_ms)
 
 
 def _reason(reason: str | None) -> dict[str, Any] | None:

@@ -35,11 +35,18 @@ class LedgerLookup:
         return Deployment(row[0].bytes, bytes(row[1])) if row else None
 
     async def transfer(self, transfer_id: UUID) -> Outcome | None:
-        """The posted outcome of a transfer that the ledger has; None if it has none. Raises Unavailable, Fatal."""
+        """The outcome of a movement or a hold that the ledger has under the id; None if it has none.
+
+        Raises Unavailable, Fatal.
+        """
         try:
             row = await self._one(_TRANSFER, transfer_id)
+            held = None if row else await self._one(_HOLD, transfer_id)
         except errors.UndefinedTable as error:
             raise Fatal(f"the database has no ledger: {error}") from error
+        if held:
+            status = Status.UNDER_REVIEW if held[4] else Status.POSTED
+            return Outcome(status, held[0], True, held[1], held[2], transfer_id.bytes, held[3], held[4])
         return Outcome(Status.POSTED, row[0], True, row[1], row[2], transfer_id.bytes, row[3]) if row else None
 
     async def claim(self, transfer_id: UUID) -> Claim | None:
@@ -65,9 +72,16 @@ class LedgerLookup:
             raise Unavailable(f"the ledger cannot be asked: {error}") from error
 
 
-# A capture counts as what its hold was for; a refund is sent as it is, and refused.
+# A capture counts as what its hold was for; a refund is sent as it is, and refused. What came again under the id after
+# Redis forgot it was paid under it too; the id that such a duplicate is entered under cannot be refunded besides.
 _CLAIM = """
-select coalesce(h.purpose, t.kind), t.debit_wallet_id, t.credit_wallet_id, t.amount,
+select coalesce(h.purpose, t.kind), t.debit_wallet_id, t.credit_wallet_id,
+    t.amount + coalesce((
+        select sum(again.amount)
+        from transfer_duplicate d join transfer again on again.id = d.transfer_id
+        where d.duplicate_of = t.id
+            and (again.debit_wallet_id, again.credit_wallet_id) = (t.debit_wallet_id, t.credit_wallet_id)
+    ), 0)::bigint,
     coalesce((select sum(r.amount) from refund r where r.original_id = t.id), 0), s.sequence
 from transfer t
 join shard_state s on s.shard = t.shard
@@ -78,7 +92,7 @@ left join lateral (
     order by sequence desc
     limit 1
 ) h on true
-where t.id = %s
+where t.id = %s and not exists (select from transfer_duplicate where transfer_id = t.id)
 """
 
 _TRANSFER = """
@@ -87,4 +101,15 @@ from transfer t
 join ledger_entry d on d.wallet_id = t.debit_wallet_id and d.version = t.debit_version
 join ledger_entry c on c.wallet_id = t.credit_wallet_id and c.version = t.credit_version
 where t.id = %s
+"""
+
+# The last hold made under the id, as it was made; the credit wallet had not changed.
+_HOLD = """
+select h.sequence, e.available_after, 0, h.amount, h.rule
+from hold h
+join hold_change c on c.hold_id = h.id and c.sequence = h.sequence and c.shard = h.shard
+join ledger_entry e on e.wallet_id = c.wallet_id and e.version = c.wallet_version
+where h.id = %s
+order by h.sequence desc
+limit 1
 """

@@ -61,7 +61,11 @@ class WalletCalls(ABC):
     async def close_wallet(
         self, wallet_id: int, *, key: str | None = None, id: UUID | None = None, timeout_ms: int | None = None
     ) -> Outcome:
-        """Close a wallet for good. Returns POSTED; WALLET_NOT_EMPTY unless it has nothing, no debt and no open hold."""
+        """Close a wallet for good. Returns POSTED; WALLET_NOT_EMPTY unless it has nothing, no debt and no open hold.
+
+        Holds of others in its favour, pending top-ups among them, stay open and can only be voided then: list them
+        first. A chargeback still reaches it.
+        """
         return await self._one(WalletChange(wallet_id, Kind.CLOSE_WALLET, 0, key, id), timeout_ms)
 
     async def set_overdraft_limit(

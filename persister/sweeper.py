@@ -6,11 +6,11 @@ Redis itself lets nobody capture an expired hold, however late the sweeper is; t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
+from uuid import uuid4
 
 import structlog
 
-from engine.domain.ids import ID_BYTES, as_uuid8
+from engine.domain.ids import ID_BYTES
 from engine.domain.status import Status
 from engine.domain.transfer import Kind
 from engine.errors import CorruptRecord
@@ -73,6 +73,5 @@ class Sweeper:
 
 
 def expiry_request(hold_id: bytes) -> bytes:
-    """A packed REQUEST. Its id is made from the hold's, so that it is the same whoever sends it."""
-    own_id = as_uuid8(blake2b(hold_id, digest_size=ID_BYTES, person=b"hotledger.exp").digest())
-    return own_id + _NO_ATTACHMENT + _HEAD + hold_id + _TAIL
+    """A packed REQUEST under a new id: nobody can take it beforehand, and a hold ends once under whatever id."""
+    return uuid4().bytes + _NO_ATTACHMENT + _HEAD + hold_id + _TAIL

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, assert_never
 from uuid import UUID
 
-from engine import Hold, HoldChange, HoldState, OpenWallet, Refund, SetTierLimits, Transfer, WalletChange
+from engine import Hold, HoldChange, HoldState, Kind, OpenWallet, Refund, SetTierLimits, Transfer, WalletChange
 from engine.domain.status import RECORDED, Status
 from tests.model_content import Expire, Request, content_of, difference
 from tests.model_decisions import Decision, Decisions
@@ -81,7 +81,7 @@ class Model(Decisions):
             return self._again(asked.id, content)
         decision = self._decide(asked.id, asked.request, in_chain=False)
         answer = self._answer(self._sides(asked.request), decision)
-        if answer.status in RECORDED:
+        if answer.status in RECORDED and not (_may_pass(asked.request) and answer.status in MAY_PASS):
             self._keep(asked.id, content, answer)
         return answer
 
@@ -158,6 +158,14 @@ class Model(Decisions):
             case SetTierLimits():
                 return 0, 0
         assert_never(request)
+
+
+MAY_PASS = {"DEBIT_FROZEN", "CREDIT_FROZEN", "EXCEEDS_HOLD", "BALANCE_OUT_OF_RANGE"}
+"""What keeps a hold from being posted only for now: a capture or an approval that met it may be repeated."""
+
+
+def _may_pass(request: Request) -> bool:
+    return isinstance(request, HoldChange) and request.kind in (Kind.CAPTURE, Kind.APPROVE_HOLD)
 
 
 def _linked(asked: Asked) -> bool:

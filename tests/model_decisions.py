@@ -23,7 +23,7 @@ from engine import (
     Transfer,
     WalletChange,
 )
-from engine.domain.status import NUMBER_OF, Status
+from engine.domain.status import ACCEPTED, NUMBER_OF, Status
 from engine.domain.wallet import FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN
 from tests.model_content import Expire, Request
 from tests.model_rules import Attempts, Broken, Tried, broken_rules, count_usage, named
@@ -287,11 +287,13 @@ class Decisions:
 
     def _refund(self, id: UUID, request: Refund) -> Decision:
         state, original_id, forced = self.state, request.transfer_id, request.kind is Kind.CHARGEBACK
-        moved = state.moved.get(original_id)
+        moved, kept = state.moved.get(original_id), state.kept.get(original_id)
+        accepted = kept is not None and kept.answer.status in ACCEPTED
+        topped_up = moved is not None and moved.kind is Kind.TOP_UP and state.wallets[moved.debit].external
         refused = _refusal(
-            (original_id not in state.kept and not (self.ledger and moved), "TRANSFER_NOT_FOUND"),
+            (not accepted and not (self.ledger and moved), "TRANSFER_NOT_FOUND"),
             (moved is None or moved.kind not in REFUNDABLE, "NOT_REFUNDABLE"),
-            (moved is not None and forced and moved.kind is not Kind.TOP_UP, "NOT_REFUNDABLE"),
+            (forced and not topped_up, "NOT_REFUNDABLE"),
         )
         if refused or moved is None:
             return Decision(refused or "")
@@ -300,7 +302,7 @@ class Decisions:
         amount = moved.amount - so_far if request.amount_minor is None else request.amount_minor
         after = debit.available - amount
         refused = _refusal(
-            *(state for state in _states(debit, credit) if not (forced and state[1] == "DEBIT_FROZEN")),
+            *_states(debit, credit, forced=forced),
             (amount < 1 or so_far + amount > moved.amount, "REFUND_EXCEEDS_TRANSFER"),
             (not forced and _too_low(debit, after), "INSUFFICIENT_FUNDS"),
             (after < -LIMIT or _too_high(credit, amount), "BALANCE_OUT_OF_RANGE"),
@@ -331,9 +333,10 @@ def _refusal(*found: tuple[bool, str]) -> str | None:
     return min((status for applies, status in found if applies), key=lambda one: NUMBER_OF[Status(one)], default=None)
 
 
-def _states(debit: ModelWallet, credit: ModelWallet) -> Iterator[tuple[bool, str]]:
-    yield debit.closed or credit.closed, "WALLET_CLOSED"
-    yield debit.debits_frozen, "DEBIT_FROZEN"
+def _states(debit: ModelWallet, credit: ModelWallet, *, forced: bool = False) -> Iterator[tuple[bool, str]]:
+    """forced: a chargeback asks nothing of the wallet that it takes from."""
+    yield (debit.closed and not forced) or credit.closed, "WALLET_CLOSED"
+    yield debit.debits_frozen and not forced, "DEBIT_FROZEN"
     yield credit.credits_frozen, "CREDIT_FROZEN"
 
 

@@ -44,8 +44,9 @@ class TierLimits(NamedTuple):
     max_amount_minor: of one movement. day_*: per UTC day. window_count movements in window_minutes (a sliding window
     of two counters). hour_amount_minor: in a rolling hour. device_attempts, ip_attempts: in
     attempts_window_minutes, refused ones counted too. device_wallets: distinct wallets on one device in a UTC day, at
-    most 16. new_device_amount_minor: of one movement from a device that this wallet has not used successfully, or not
-    for new_device_hours yet. review: the rules that send a movement to an operator instead of declining it.
+    most 16; tiers with another attempts_window_minutes count apart. new_device_amount_minor: of one movement from a
+    device that this wallet has not used successfully, or not for new_device_hours yet; an approved review is no use.
+    review: the rules that send a movement to an operator instead of declining it; in a chain it is declined.
     debt_first: later credits pay back a chargeback's debt before anything can be spent.
     """
 

@@ -63,7 +63,11 @@ class Status(StrEnum):
 
 
 class Kept(Enum):
-    """Whether an answer stays with the transfer id."""
+    """Whether an answer stays with the transfer id.
+
+    Of a capture or an approval outside a chain, DEBIT_FROZEN, CREDIT_FROZEN, EXCEEDS_HOLD and BALANCE_OUT_OF_RANGE do
+    not, although they are RECORDED for others: a provider repeats its word, and the hold itself ends only once.
+    """
 
     RECORDED = auto()  # kept: a retry gets this very answer
     MOMENT = auto()  # not kept, and true of the moment only: a retry may be decided otherwise

@@ -123,7 +123,7 @@ local function write(fence)
     write_holds(shard_tag, meta)
     write_refunded(shard_tag, meta)
     write_tiers(shard_tag)
-    write_rules()
+    write_rules(fence.max_outcomes)
   end
   if declined then
     redis.pcall('XADD', declined_key(shard_tag), 'MAXLEN', '~', MAX_DECLINED_ENTRIES, '*', 'd', concat(declined))
@@ -132,13 +132,9 @@ end
 
 -- How many more records the journal may take. None while the generation's hash is full: a refusal is kept there too,
 -- so without this bound refusals alone would fill the memory while no persister ends generations. Looked at once a
--- batch, so a hash ends up less than MAX_BATCH above it. The same for the attempts that are counted today.
+-- batch, so a hash ends up less than MAX_BATCH above it.
 local function room_left(fence)
-  local bound = fence.max_outcomes
-  if redis.call('HLEN', idempotency_key(shard_tag, meta.generation)) >= bound then return 0 end
-  if next(attempts) and redis.call('HLEN', attempts_key(shard_tag, floor(now_ms / DAY_MS))) >= bound then
-    return 0
-  end
+  if redis.call('HLEN', idempotency_key(shard_tag, meta.generation)) >= fence.max_outcomes then return 0 end
   return fence.max_backlog - (meta.sequence - meta.persisted)
 end
 

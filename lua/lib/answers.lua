@@ -83,12 +83,22 @@ local function refusal(i, status, rule, used, retry_at_ms)
     retry_at_ms or credit and available[credit] or 0, used or 0, 0)
 end
 
+-- What stands in the way of posting a hold only for now. It is not kept: who repeats a capture or an approval, as
+-- providers do, must not get it for ever. The hold ends once, so nothing happens twice.
+local MAY_PASS = {
+  [DEBIT_FROZEN] = true, [CREDIT_FROZEN] = true, [EXCEEDS_HOLD] = true, [BALANCE_OUT_OF_RANGE] = true,
+}
+
+local function is_kept(i, status)
+  return RECORDED[status] and not (MAY_PASS[status] and (kinds[i] == CAPTURE or kinds[i] == APPROVE_HOLD))
+end
+
 -- In a chain nothing is kept yet: decide_chain does it when it knows how the chain ends.
 local function refuse(i, status, rule, used, retry_at_ms)
   local packed = refusal(i, status, rule, used, retry_at_ms)
   if in_chain then
     in_chain.rule, in_chain.used, in_chain.retry_at_ms = rule, used, retry_at_ms
-  elseif RECORDED[status] then
+  elseif is_kept(i, status) then
     keep(i, packed)
   end
   replies[i] = packed

@@ -3,13 +3,16 @@
 
 -- What the states of the wallets forbid; nil if nothing. Only called if one of them has a state.
 local function state_refusal(debit, credit, forced)
-  if has_flag(flags[debit], FLAG_CLOSED) or has_flag(flags[credit], FLAG_CLOSED) then return WALLET_CLOSED end
+  if has_flag(flags[debit], FLAG_CLOSED) and not forced or has_flag(flags[credit], FLAG_CLOSED) then
+    return WALLET_CLOSED
+  end
   if has_flag(flags[debit], FLAG_DEBIT_FROZEN) and not forced then return DEBIT_FROZEN end
   if has_flag(flags[credit], FLAG_CREDIT_FROZEN) then return CREDIT_FROZEN end
 end
 
 -- What speaks against a movement between two wallets, money aside; nil if nothing does. named: the currency that the
--- request names, if any. forced: whether a freeze of the debit side is passed over.
+-- request names, if any. forced: whether a freeze or the closing of the
+-- debit side is passed over, as a chargeback does.
 local function wallets_refusal(debit, credit, named, forced)
   if debit == credit then return SAME_WALLET end
   if not version[debit] then return DEBIT_WALLET_NOT_FOUND end

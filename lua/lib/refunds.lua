@@ -40,12 +40,20 @@ local function wallets_in(outcome)
     credit = sub(outcome, ANSWER_SIZE + 13, ANSWER_SIZE + 20) }
 end
 
+-- The kept outcome of a transfer to refund; nil if none is known. A refusal says nothing of it: the id may be of one that
+-- was posted so long ago that only the ledger knows, and refused when it came again.
+local function kept_transfer(id)
+  local old = known[id]
+  local status = old and byte(old)
+  if status == POSTED or status == UNDER_REVIEW then return old end
+end
+
 -- What request i refers to, as it is now: a hold, or the transfer to refund; debit and credit are ids of wallets. nil if
 -- it is not known.
 local function referred(i)
   local reference, kind = references[i], kinds[i]
   if kind ~= REFUND and kind ~= CHARGEBACK then return holds[reference] or nil end
-  local old = known[reference]
+  local old = kept_transfer(reference)
   if not old then return attachments[i] end
   if is_capture(old) then return holds[reference_of(old)] or nil end
   return wallets_in(old)
@@ -61,7 +69,7 @@ end
 
 -- The transfer to refund: its purpose (a kind) and amount, or nil and the status that says why there is none.
 local function original_of(i)
-  local old, claim = known[references[i]], attachments[i]
+  local old, claim = kept_transfer(references[i]), attachments[i]
   if old then
     local status, _, _, _, _, moved, _, kind = unpack_from(IDEMPOTENCY_FORMAT, old)
     if status == POSTED and is_capture(old) and moved > 0 then
@@ -79,14 +87,14 @@ end
 -- Whether the ledger was read before the last refund that Redis forgot.
 local function is_ledger_behind(i)
   local id, claim = references[i], attachments[i]
-  return claim and not known[id] and not refunded[id] and claim.as_of < meta.generation_sequence
+  return claim and not kept_transfer(id) and not refunded[id] and claim.as_of < meta.generation_sequence
 end
 
 -- How much of the transfer was refunded so far.
 local function refunded_so_far(i)
   local r, claim = refunded[references[i]], attachments[i]
   if r then return r.total end
-  if known[references[i]] then return 0 end -- a refund is never forgotten before its transfer
+  if kept_transfer(references[i]) then return 0 end -- a refund is never forgotten before its transfer
   return claim.refunded
 end
 
@@ -105,7 +113,9 @@ local function refund(i, kind)
   local purpose, original = original_of(i)
   if not purpose then return refuse(i, original) end
   local forced = kind == CHARGEBACK
-  if forced and purpose ~= TOP_UP then return refuse(i, NOT_REFUNDABLE) end
+  if forced and (purpose ~= TOP_UP or (flags[credits[i]] or 0) % 2 ~= FLAG_EXTERNAL) then
+    return refuse(i, NOT_REFUNDABLE)
+  end
   local debit, credit, so_far = debits[i], credits[i], refunded_so_far(i)
   local status = wallets_refusal(debit, credit, nil, forced)
   if status then return refuse(i, status) end

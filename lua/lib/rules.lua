@@ -11,6 +11,7 @@ do -- so that what only this file uses does not count against Lua's 200 locals
 
 -- Behind the fields of ATTEMPTS, in the list of a counter.
 local ATTEMPTS_WALLETS, ATTEMPTS_CHANGED = 4, 5
+local IS_NEW = 'new' -- of what changed: no counter of today or yesterday was there
 
 -- The day and the hour since 1970 UTC, and the milliseconds of the hour that are still to come.
 local this_day, this_hour, hour_left
@@ -156,10 +157,10 @@ local function count_attempt(field, limits)
   if attempts[field] == nil then read_attempts({ field }) end
   local a = attempts[field]
   if not a then
-    a = { 0, 0, 0, '', false }
+    a = { 0, 0, 0, '', IS_NEW }
     attempts[field] = a
-  end
-  if not a[ATTEMPTS_CHANGED] then
+    changed_attempts[#changed_attempts + 1] = field
+  elseif not a[ATTEMPTS_CHANGED] then
     a[ATTEMPTS_CHANGED] = true
     changed_attempts[#changed_attempts + 1] = field
   end
@@ -326,25 +327,30 @@ local function write_known_devices()
   for from = 1, #changes, CHUNK do redis.call('MSET', unpack(changes, from, min(from + CHUNK - 1, #changes))) end
 end
 
--- A day's counters go by themselves when the next day is over.
-local function write_attempts()
-  local changes, n = {}, 0
+-- A day's counters go by themselves when the next day is over. most: how many a day may have; beyond that no new ones
+-- are kept, so that nobody who invents devices can fill the memory or stop the payments of others.
+local function write_attempts(most)
+  if #changed_attempts == 0 then return end
+  local key, changes, n = attempts_key(shard_tag, this_day), {}, 0
+  local room_for_new = most - redis.call('HLEN', key)
   for at = 1, #changed_attempts do
     local field = changed_attempts[at]
     local a = attempts[field]
-    changes[n + 1] = field
-    changes[n + 2] = pack(ATTEMPTS_FORMAT, a[ATTEMPTS_WINDOW], a[ATTEMPTS_BEFORE], a[ATTEMPTS_COUNT])
-      .. a[ATTEMPTS_WALLETS]
-    n = n + 2
+    if a[ATTEMPTS_CHANGED] == IS_NEW then room_for_new = room_for_new - 1 end
+    if a[ATTEMPTS_CHANGED] ~= IS_NEW or room_for_new >= 0 then
+      changes[n + 1] = field
+      changes[n + 2] = pack(ATTEMPTS_FORMAT, a[ATTEMPTS_WINDOW], a[ATTEMPTS_BEFORE], a[ATTEMPTS_COUNT])
+        .. a[ATTEMPTS_WALLETS]
+      n = n + 2
+    end
   end
   if n == 0 then return end
-  local key = attempts_key(shard_tag, this_day)
   call_in_chunks('HSET', key, changes, n)
   redis.call('PEXPIREAT', key, format('%.0f', (this_day + 2) * DAY_MS))
 end
 
-function write_rules()
-  write_attempts()
+function write_rules(max_attempts)
+  write_attempts(max_attempts)
   write_known_devices()
 end
 

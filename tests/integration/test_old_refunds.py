@@ -96,3 +96,45 @@ async def test_a_charged_back_top_up_that_is_long_spent(engine: Engine, persiste
     assert (await engine.chargeback(funds.transfer_id, key="c")).debit_available_minor == -30
     await asyncio.to_thread(persisted.until_persisted)
     assert persisted.reconcile().ok
+
+
+async def test_what_was_paid_twice_is_refunded_at_most_twice(engine: Engine, persisted: LedgerWorld) -> None:
+    """A key that came again after the window; by its own id or by that of the entry in the ledger."""
+    paid = await engine.pay(PAYER, SHOP, 100, key="twice")
+    assert (await engine.refund(paid.transfer_id, key="first")).amount_minor == 100
+    await forget(persisted)
+    assert (await engine.pay(PAYER, SHOP, 100, key="twice")).posted
+    await asyncio.to_thread(persisted.until_persisted)
+    derived = persisted.one("select transfer_id from transfer_duplicate")
+    assert (await engine.refund(paid.transfer_id, 60, key="second")).posted
+    assert (await engine.refund(derived, 60, key="third")).status is Status.TRANSFER_NOT_FOUND
+    await forget(persisted)
+    assert (await engine.refund(derived, 1, key="fourth")).status is Status.TRANSFER_NOT_FOUND
+    assert (await engine.refund(paid.transfer_id, 41, key="fifth")).status is Status.REFUND_EXCEEDS_TRANSFER
+    assert (await engine.refund(paid.transfer_id, key="sixth")).amount_minor == 40
+    await asyncio.to_thread(persisted.until_persisted)
+    assert persisted.reconcile().ok
+
+
+async def test_a_refused_late_retry_does_not_hide_the_transfer(engine: Engine, persisted: LedgerWorld) -> None:
+    paid = await engine.pay(PAYER, SHOP, 100, key="order")
+    await forget(persisted)
+    await engine.freeze(PAYER, credits=False)
+    assert (await engine.pay(PAYER, SHOP, 100, key="order")).status is Status.DEBIT_FROZEN
+    assert (await engine.refund(paid.transfer_id, key="r")).amount_minor == 100
+
+
+async def test_a_chain_with_a_refund_needs_no_ledger_that_is_away(engine: Engine, persisted: LedgerWorld) -> None:
+    paid = await engine.pay(PAYER, SHOP, 100, key="order")
+    async with Engine.connect(persisted.redis_url, persisted.postgres_url) as other:
+        other._ledger._url = "postgresql:///x?host=/nowhere"  # type: ignore[union-attr]
+        chain = [Refund(paid.transfer_id, 20, "c"), Transfer(PAYER, SHOP, 2, "d")]
+        assert [outcome.posted for outcome in await other.post(chain, linked=True)] == [True, True]
+
+
+async def test_lookup_finds_old_holds(engine: Engine, persisted: LedgerWorld) -> None:
+    held = await engine.hold(PAYER, SHOP, 70, key="room")
+    await forget(persisted)
+    found = await engine.lookup(key="room")
+    assert (found.status, found.sequence, found.replayed) == (Status.POSTED, held.sequence, True)
+    assert (found.debit_available_minor, found.amount_minor) == (930, 70)

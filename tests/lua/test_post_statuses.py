@@ -87,6 +87,14 @@ def test_status(funded: ShardDriver, status: str, record: Asked) -> None:
     check_status(funded, record, status)
 
 
+MAY_PASS = {"DEBIT_FROZEN", "CREDIT_FROZEN", "EXCEEDS_HOLD", "BALANCE_OUT_OF_RANGE"}
+
+
+def sticks(record: Asked, status: str) -> bool:
+    """Whether a retry gets this answer: as STATUS_RULES say, but for what keeps a hold from being posted for now."""
+    return Status(status) in RECORDED and not (status in MAY_PASS and record[17] in (Kind.CAPTURE, Kind.APPROVE_HOLD))
+
+
 def check_status(shard: ShardDriver, record: Asked, status: str) -> None:
     """It is answered so, keeps its answer if STATUS_RULES say so and is decided anew if not, and a refusal changes
     nothing but that."""
@@ -98,9 +106,9 @@ def check_status(shard: ShardDriver, record: Asked, status: str) -> None:
         assert first.amount_minor == 0
     after_first = shard.image()
     again = shard.one(record)
-    assert again == first._replace(replayed=Status(status) in RECORDED)
+    assert again == first._replace(replayed=sticks(record, status))
     kept = shard.call("hotledger_lookup", record[:16])[1]
-    assert bool(kept) == (Status(status) in RECORDED)
+    assert bool(kept) == sticks(record, status)
     if kept:
         assert shard.image() == after_first
     else:
@@ -225,10 +233,10 @@ def test_refusals_of_a_chain_stick_as_the_culprits_does(
         first = shard.post(members)
         assert [outcome.status for outcome in first] == ["LINKED_FAILED", status, "LINKED_FAILED"], record
         assert _without_refusals(shard.image()) == _without_refusals(before)
-        sticks = Status(status) in RECORDED
+        is_kept = Status(status) in RECORDED  # a chain is kept as a whole, whatever its kinds
         kept = [bool(shard.call("hotledger_lookup", member[:16])[1]) for member in members]
-        assert kept == [sticks] * 3, status
-        assert shard.post(members) == [outcome._replace(replayed=sticks) for outcome in first]
+        assert kept == [is_kept] * 3, status
+        assert shard.post(members) == [outcome._replace(replayed=is_kept) for outcome in first]
     assert_sound(shard)
 
 

@@ -556,13 +556,17 @@ def test_the_side_stream_is_bounded(clocked: ShardDriver) -> None:
 
 
 def test_attempts_are_bounded_too(clocked: ShardDriver) -> None:
-    """Attempts by ever new devices must not fill the memory while no persister ends generations."""
+    """Ever new devices fill no memory while no persister ends generations, and stop nobody's payments."""
     limited(clocked, tier_limits(device_attempts=5))
     clocked.open(max_outcomes=20)
-    found = [clocked.one(pay(n, credit=77, device=b"device%02d" % n)).status for n in range(30)]
-    assert found == ["CREDIT_WALLET_NOT_FOUND"] * 20 + ["LEDGER_BACKLOG"] * 10
-    clocked.pass_time(DAY_MS)
-    assert clocked.one(pay(50, device=DEVICE)).status == OK
+    assert clocked.one(pay(1, 1, device=DEVICE)).status == OK
+    found = [clocked.one(pay(n, credit=77, device=b"device%02d" % n)).status for n in range(10, 40)]
+    assert found == ["CREDIT_WALLET_NOT_FOUND"] * 30
+    [key] = [key for key in clocked.redis.scan_iter() if b":attempts:" in key]
+    assert clocked.redis.hlen(key) == 20
+    assert [clocked.one(pay(n, 1, device=DEVICE)).status for n in range(50, 55)] == [OK] * 4 + [EXCEEDED]
+    clocked.open(max_outcomes=100)
+    assert clocked.one(pay(60, 1, device=b"device 9")).status == OK
 
 
 def test_chains_are_judged_as_they_go(clocked: ShardDriver) -> None:

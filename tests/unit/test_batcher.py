@@ -89,7 +89,8 @@ def test_a_lost_call_is_not_settled_by_an_answer_that_nobody_keeps(runner: async
     ("status", "replayed", "late"),
     [
         (Status.POSTED, 1, False),
-        (Status.INSUFFICIENT_FUNDS, 0, False),
+        (Status.UNDER_REVIEW, 0, False),
+        (Status.INSUFFICIENT_FUNDS, 1, False),
         (Status.EXISTS_WITH_DIFFERENT_AMOUNT, 0, False),
         (Status.LEDGER_BACKLOG, 0, True),
     ],
@@ -106,6 +107,24 @@ def test_a_lost_call_is_settled_by_a_kept_answer_or_a_late_one(
         server_ms = server.not_after_ms[0] + 1 if late else None
         server.answer(1, status, replayed=replayed, server_ms=server_ms)
         assert status_of(await call) == NUMBER_OF[status]
+
+    runner.run(scenario())
+
+
+def test_a_lost_call_that_is_refused_is_asked_again_until_the_refusal_is_a_kept_one(runner: asyncio.Runner) -> None:
+    """Of some kinds a refusal is not kept, and the lost flight could still be decided otherwise."""
+
+    async def scenario() -> None:
+        server = Server()
+        call = server.call(1)
+        await server.sent_batches(1)
+        server.flights[0].set_exception(NoReply())
+        await server.sent_batches(2)
+        server.answer(1, Status.DEBIT_FROZEN)
+        await server.sent_batches(3)
+        assert not call.done()
+        server.answer(2, Status.POSTED)
+        assert status_of(await call) == NUMBER_OF[Status.POSTED]
 
     runner.run(scenario())
 

@@ -271,8 +271,7 @@ class TestSweeper:
         content = CONTENT.struct.pack(*(request[name] for name, _ in CONTENT.fields))
         assert content[4:20] == id_of(9)
         assert set(content[20:]) == {0}
-        assert expiry_request(id_of(9)) == expiry_request(id_of(9))
-        assert request["id"] != REQUEST.unpack(expiry_request(id_of(8)))["id"]
+        assert request["id"] != REQUEST.unpack(expiry_request(id_of(9)))["id"], "nobody can take its id beforehand"
 
 
 class TestDeclined:

@@ -3,9 +3,13 @@
 -- its total is the sum of the refunds up to it. Under an id that came again after Redis forgot it there is more than one
 -- transfer (transfer_duplicate): it is judged by all that was paid under it.
 WITH refunds AS (
-    SELECT r.*, t.debit_wallet_id, t.credit_wallet_id, t.amount AS moved, t.kind AS moved_kind,
-        sum(r.amount) OVER (PARTITION BY r.original_id ORDER BY r.sequence) AS so_far
-    FROM refund AS r LEFT JOIN transfer AS t ON t.id = r.transfer_id
+    SELECT r.transfer_id, r.sequence, r.kind, r.amount, r.total, g.original_id,
+        t.debit_wallet_id, t.credit_wallet_id, t.amount AS moved, t.kind AS moved_kind,
+        sum(r.amount) OVER (PARTITION BY g.original_id ORDER BY r.sequence) AS so_far
+    FROM refund AS r
+    LEFT JOIN transfer AS t ON t.id = r.transfer_id
+    LEFT JOIN transfer_duplicate AS d ON d.transfer_id = r.original_id
+    CROSS JOIN LATERAL (SELECT coalesce(d.duplicate_of, r.original_id) AS original_id) AS g
     WHERE r.shard = %(shard)s
 ),
 paid AS (

@@ -266,3 +266,6 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON hold_detail EX
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON refund EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transfer_origin EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tier_change EXECUTE FUNCTION refuse_change();
+
+-- All that was paid under an id that came again.
+CREATE INDEX transfer_duplicate_of ON transfer_duplicate (duplicate_of);
