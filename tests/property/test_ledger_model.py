@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -22,7 +23,7 @@ from tests.fixtures.clock import START_MS
 from tests.fixtures.shard import ShardDriver
 from tests.model import Asked
 from tests.model_content import Expire
-from tests.property.test_engine_model import STEPS, EngineAgainstModel, expiry_id, run
+from tests.property.test_engine_model import STEPS, EngineAgainstModel, run
 
 SHARE_OF_STEPS = 4
 
@@ -56,7 +57,7 @@ class LedgerAgainstModel(EngineAgainstModel):
         """The leader ends what is due before it drains."""
         due = self.model.due(self.clock.now_ms)
         Persister(self.url, self.postgres_url).drain()
-        answers = self.model.decide([Asked(expiry_id(id), Expire(id)) for id in due], self.clock.now_ms)
+        answers = self.model.decide([Asked(uuid4(), Expire(id)) for id in due], self.clock.now_ms)
         note(f"expired: {answers}")
 
     @precondition(lambda self: self.model.state.sequence)
