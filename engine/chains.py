@@ -20,6 +20,10 @@ def batches(packed: Sequence[Packed], outcomes: list[Outcome | None]) -> Iterato
     outcomes: gets the answer of each request that is refused here: a chain longer than a batch, and one that is open
     at the end. Raises InvalidRequest for an id that a chain has twice, before the first batch.
     """
+    if not any(request.linked for request in packed):
+        for start in range(0, len(packed), MAX_BATCH):
+            yield list(enumerate(packed[start : start + MAX_BATCH], start))
+        return
     groups = [group for group in _groups(packed) if not _refused(group, outcomes)]
     batch: list[Placed] = []
     for group in groups:

@@ -304,11 +304,11 @@ class Engine(HoldCalls, WalletCalls):
         deadline_s = self._deadline_s(timeout_ms)
         if linked:
             requests = [*map(_linked, requests[:-1]), *requests[-1:]]
-        in_chain = _in_chain(requests)
-        packed = [
-            await self._packed(request, chained, deadline_s)
-            for request, chained in zip(requests, in_chain, strict=True)
-        ]
+        packed = [self._packer.pack(request) for request in requests]
+        in_chain = _in_chain(requests, packed)
+        for at, request in enumerate(requests):
+            if in_chain[at] and isinstance(request, Refund):
+                packed[at] = await self._with_claim(request, packed[at], deadline_s)
         outcomes: list[Outcome | None] = [None] * len(packed)
         answered: tuple[list[Placed], bytes] | None = None
         for chunk in batches(packed, outcomes):
@@ -334,17 +334,15 @@ class Engine(HoldCalls, WalletCalls):
                     raise OutcomeUnknown([UUID(bytes=one.id) for one in packed]) from error
         return decided
 
-    async def _packed(self, request: Request, in_chain: bool, deadline_s: float) -> Packed:
+    async def _with_claim(self, request: Refund, packed: Packed, deadline_s: float) -> Packed:
         """A refund in a chain cannot be sent again alone: what the ledger knows goes with it at once.
 
         A ledger that is away is no obstacle: most transfers to refund are known to Redis.
         """
-        packed = self._packer.pack(request)
-        if not isinstance(request, Refund) or not in_chain or self._ledger is None:
-            return packed
-        with suppress(Unavailable, TimeoutError):
-            async with asyncio.timeout_at(deadline_s):
-                return self._packer.pack(request, await self._ledger.claim(request.transfer_id))
+        if self._ledger is not None:
+            with suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout_at(deadline_s):
+                    return self._packer.pack(request, await self._ledger.claim(request.transfer_id))
         return packed
 
     def _submit(self, chunk: list[Packed], deadline_s: float) -> asyncio.Future[bytes]:
@@ -436,8 +434,15 @@ class Engine(HoldCalls, WalletCalls):
     # Inside
 
     async def _move(self, plain: PlainTransfer, more: MoreTerms, deadline_s: float) -> Outcome:
-        packed = self._packer.pack(Transfer(*plain, **more)) if more else self._packer.pack_transfer(*plain)
-        return await self._sent(packed, deadline_s)
+        # As _one, without its steps: this is the way of most calls.
+        packer = self._packer
+        packed_id, record, details, attachment, _ = (
+            packer.pack(Transfer(*plain, **more)) if more else packer.pack_transfer(*plain)
+        )
+        reply = await self._batcher.submit(record, details, attachment, 1, deadline_s)
+        if reply[0] == _LEDGER_BACKLOG:
+            raise _backlog()
+        return outcome_of(_unpack_reply(reply), packed_id)
 
     async def _external(
         self,
@@ -497,12 +502,14 @@ _LEDGER_BACKLOG = NUMBER_OF[Status.LEDGER_BACKLOG]
 _ASK_THE_LEDGER = frozenset({Status.TRANSFER_NOT_FOUND, Status.LEDGER_BEHIND})
 
 
-def _in_chain(requests: Sequence[Request]) -> list[bool]:
+def _in_chain(requests: Sequence[Request], packed: Sequence[Packed]) -> list[bool]:
     """Whether each is linked to the next one, or the one before to it.
 
     Raises InvalidRequest for one without a key of its own: the chain could not be sent again as the same.
     """
-    linked = [bool(getattr(request, "linked", False)) for request in requests]
+    linked = [one.linked for one in packed]
+    if True not in linked:
+        return linked
     chained = [one or before for one, before in zip(linked, [False, *linked], strict=False)]
     for request, in_chain in zip(requests, chained, strict=True):
         if in_chain and isinstance(request, WalletChange | SetTierLimits) and not (request.key or request.id):

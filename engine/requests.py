@@ -63,6 +63,8 @@ _NO_TERMS = TERMS.struct.pack(0, 0, 0, 0, 0, NO_DIGEST, NO_DIGEST)[:-_ORIGIN_BYT
 _DIGEST_BYTES = 8
 _PURPOSE = "TRANSFER, TOP_UP, PAYMENT or WITHDRAWAL"
 
+_NOTHING_MORE = Transfer(0, 0, 0)[9:]
+
 # As plain numbers: operations of IntFlag take longer than packing a request.
 _LINKED, _BALANCING = RequestFlag.LINKED.value, RequestFlag.BALANCING.value
 
@@ -272,7 +274,7 @@ class RequestPacker:
         packed_id = self.id_of(key, transfer_id)
         if kind not in PURPOSES:
             raise InvalidRequest("kind", _PURPOSE, kind)
-        details = pack_details(reference, metadata)
+        details = b"" if reference is None and metadata is None else pack_details(reference, metadata)
         record = _pack(
             packed_id,
             0,
@@ -283,13 +285,15 @@ class RequestPacker:
             check_wallet_id(credit, "credit"),
             check_amount(amount_minor),
             NO_CURRENCY if currency is None else pack_currency(currency),
-            details_digest(details),
+            details_digest(details) if details else NO_DIGEST,
             NO_DIGEST,
         )
         return Packed(packed_id, record, details)
 
     def _pack_movement(self, request: Transfer) -> Packed:
         plain = self.pack_transfer(*request[:9])
+        if request[9:] == _NOTHING_MORE:
+            return plain
         flags = _linked(request) | (_BALANCING if check_bool(request.balancing, "balancing") else 0)
         terms = self._terms(request, purpose=0, expires_in_ms=0)
         if not flags and not terms:
