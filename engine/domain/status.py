@@ -173,6 +173,5 @@ NUMBER_OF: dict[Status, int] = {rule.status: rule.number for rule in STATUS_RULE
 STATUS_OF: dict[int, Status] = {rule.number: rule.status for rule in STATUS_RULES}
 RETRYABLE: frozenset[Status] = frozenset(rule.status for rule in STATUS_RULES if rule.retryable)
 RECORDED: frozenset[Status] = frozenset(rule.status for rule in STATUS_RULES if rule.recorded)
-MOMENTARY: frozenset[Status] = frozenset(rule.status for rule in STATUS_RULES if rule.kept is Kept.MOMENT)
 ACCEPTED: frozenset[Status] = frozenset({Status.POSTED, Status.UNDER_REVIEW})
 """Journalled under the sequence in the answer; everything else is a refusal."""

@@ -38,7 +38,7 @@ from tests.property.traffic import OUTSIDE, USERS, Traffic
 
 STEPS = int(os.environ.get("HOTLEDGER_MODEL_STEPS", "800"))
 STEPS_PER_EXAMPLE = 40
-STEPS_TO_SEE_ALL = 20_000
+STEPS_TO_SEE_ALL = 10_000
 
 NEVER_SEEN = frozenset(
     {
