@@ -19,6 +19,8 @@ class ShardKeys:
         self.due = self.tag + b":due"
         self.tiers = self.tag + b":tiers"
         self.declined = self.tag + b":declined"
+        self.loading = self.tag + b":loading"
+        self.persisted_channel = self.tag + b":persisted"
 
     def wallet(self, wallet_id: int) -> bytes:
         """The wallet's record; the id is 8 raw little-endian bytes, as it is on the wire."""

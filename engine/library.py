@@ -15,18 +15,19 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError, WatchError
+from redis.exceptions import NoPermissionError, ResponseError, WatchError
 
 from engine.domain.limits import DAY_MS, HOUR_MS, KNOWN_DEVICES, MAX_DEVICE_WALLETS, Condition, Rule
 from engine.domain.money import MAX_AMOUNT_MINOR, MAX_EXPONENT
 from engine.domain.status import STATUS_RULES
 from engine.domain.transfer import MAX_EXPIRY_MS, HoldState, Kind, RequestFlag, Review
 from engine.domain.wallet import FLAG_CLOSED, FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN, FLAG_EXTERNAL, MAX_TIER
-from engine.errors import LibraryMismatch
+from engine.errors import LibraryMismatch, ShardNotOpen
 from engine.wire import (
     ACCEPTED_WIRE_VERSIONS,
     ATTACHMENTS,
     ATTEMPTS,
+    CONTENT_REST,
     LAYOUT_VERSION,
     LAYOUTS,
     MAX_BATCH,
@@ -36,7 +37,7 @@ from engine.wire import (
 )
 
 LIBRARY_NAME = "hotledger"
-LIBRARY_VERSION = 2
+LIBRARY_VERSION = 3
 """Grows by one with each released change of the Lua code or of anything generated into it."""
 
 VERSION_KEY = "hotledger:library"
@@ -64,6 +65,9 @@ _SOURCES = (
     "functions/lifecycle.lua",
     "functions/post.lua",
     "functions/read.lua",
+    "functions/access.lua",
+    "functions/load.lua",
+    "functions/confirm.lua",
 )
 
 # unpack() of more than about 8,000 values overflows Lua's stack.
@@ -71,6 +75,11 @@ _CHUNK = 2000
 
 # Refused movements that wait for the persister: entries of at most MAX_BATCH of them.
 _MAX_DECLINED_ENTRIES = 1024
+
+# post refuses while more than this share of maxmemory is used, and looks at it at most so often: what it takes in one
+# such time must fit into the rest, beside what the persister needs to go on.
+_MEMORY_SHARE = 0.9
+_MEMORY_CHECK_MS = 100
 
 _VERSION_LINE = re.compile(r"^local LIBRARY_VERSION = (\d+)$", re.MULTILINE)
 
@@ -94,6 +103,7 @@ def constants() -> dict[str, str]:
         "DAY_MS": DAY_MS,
         "LAYOUT_VERSION": LAYOUT_VERSION,
         "CHUNK": _CHUNK,
+        "MEMORY_CHECK_MS": _MEMORY_CHECK_MS,
         "FLAG_EXTERNAL": FLAG_EXTERNAL,
         "FLAG_DEBIT_FROZEN": FLAG_DEBIT_FROZEN,
         "FLAG_CREDIT_FROZEN": FLAG_CREDIT_FROZEN,
@@ -117,8 +127,12 @@ def constants() -> dict[str, str]:
     for layout in (USAGE, TERMS, ATTEMPTS):
         found |= {f"{layout.name}_{name.upper()}": at for at, (name, _) in enumerate(layout.fields, 1)}
     literals = {name: str(value) for name, value in found.items()}
+    literals["MEMORY_SHARE"] = str(_MEMORY_SHARE)
     formats = {f"{layout.name}_FORMAT": layout.lua_format for layout in LAYOUTS}
-    formats["WALLET_AND_USAGE_FORMAT"] = WALLET.lua_format + USAGE.lua_format.removeprefix("<")
+    formats["WALLET_AND_USAGE_FORMAT"] = f"{WALLET.lua_format}c{USAGE.size}"
+    formats["ATTEMPTS_OF_ONE_FORMAT"] = f"{ATTEMPTS.lua_format}c8"
+    for name, size in (("CURRENCY", 8), ("DIGEST", 8), ("ID", 8), ("REST", CONTENT_REST.size), ("USAGE", USAGE.size)):
+        formats[f"NO_{name}"] = "\\0" * size
     return literals | {name: f"'{text}'" for name, text in formats.items()}
 
 
@@ -187,21 +201,39 @@ async def ensure_library(redis: Redis) -> bool:
     """Load the library unless the server has it or a newer one. Returns True if it was loaded now.
 
     Loading closes every open shard of that server (the fence lives in the library's process-local variables);
-    the persister opens them again. Raises LibraryMismatch, and redis' errors as they come.
+    the persister opens them again. Raises LibraryMismatch, ShardNotOpen if it has to be loaded and this user may not,
+    and redis' errors as they come.
     """
+    if _may_stay(await redis.execute_command(*_LISTING)):
+        return False
+    try:
+        return await _load(redis)
+    except NoPermissionError as error:
+        raise ShardNotOpen("this user may not load the function library: a persister has to") from error
+
+
+_LISTING = ("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY_NAME, "WITHCODE")
+
+
+def _may_stay(listing: Any) -> bool:
+    """Whether the server's reply to _LISTING has a library that need not be replaced. Raises LibraryMismatch."""
+    loaded = _loaded_code(listing)
+    return loaded is not None and check_loaded(loaded)
+
+
+async def _load(redis: Redis) -> bool:
+    """As ensure_library, but one of those that load it at the same time."""
     async with redis.pipeline(transaction=True) as pipe:
         while True:
             try:
                 await pipe.watch(VERSION_KEY)
-                listing = await pipe.execute_command("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY_NAME, "WITHCODE")
-                loaded = _loaded_code(listing)
-                if loaded is not None and check_loaded(loaded):
+                if _may_stay(await pipe.execute_command(*_LISTING)):
                     return False
                 pipe.multi()
                 pipe.set(VERSION_KEY, LIBRARY_VERSION)
                 pipe.execute_command("FUNCTION", "LOAD", "REPLACE", library_code())
                 await pipe.execute()
-                structlog.get_logger().info("library.loaded", version=LIBRARY_VERSION, replaced=loaded is not None)
+                structlog.get_logger().info("library.loaded", version=LIBRARY_VERSION)
                 return True
             except WatchError:
                 continue

@@ -25,7 +25,7 @@ ACCEPTED_WIRE_VERSIONS = (2,)
 MAX_BATCH = 1024
 """Requests in one call of `post`; measured as the best size before Lua's garbage collector costs more."""
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """First byte of every stored record."""
 
 ZERO_HASH = b"0" * 40
@@ -86,8 +86,13 @@ CONTENT = Layout(
 # may come from another device, or with what the ledger knows.
 REQUEST = Layout("REQUEST", (("id", "16s"), ("attachment", "B"), *CONTENT.fields))
 
-# What post reads of each REQUEST: all but its digests, which are only compared, as part of the content.
-REQUEST_HEAD = Layout("REQUEST_HEAD", REQUEST.fields[:-2])
+# The content without its last three fields, which most requests leave NUL. Where they are, Lua and what it keeps go
+# without them: see KEPT.
+CONTENT_HEAD = Layout("CONTENT_HEAD", CONTENT.fields[:-3])
+CONTENT_REST = Layout("CONTENT_REST", CONTENT.fields[-3:])
+
+# A REQUEST as post reads it: the three as one.
+REQUEST_PARTS = Layout("REQUEST_PARTS", (*REQUEST.fields[:-3], ("rest", f"{CONTENT_REST.size}s")))
 
 # Attachment 1: what else a movement, a hold or a change of a hold asks for. conditions: bits of Condition.
 TERMS = Layout(
@@ -150,6 +155,9 @@ _AFTER = (
 )
 AFTER = Layout("AFTER", _AFTER)
 
+# What follows a CONTENT_HEAD in a JOURNAL_RECORD.
+REST_AND_AFTER = Layout("REST_AND_AFTER", (("rest", f"{CONTENT_REST.size}s"), *_AFTER))
+
 # One accepted request in a journal entry, then the wallets after it; versions are 0 for a side that did not change.
 # It is what was done: of a request that referred to a hold or a transfer, debit and credit are the wallets, and
 # amount is what was moved, reserved or released. A movement that became a review is a HOLD.
@@ -205,6 +213,7 @@ HASHED_HEADER = Layout(
         ("details_size", "d"),
         ("origins_size", "d"),
         ("links_size", "d"),
+        ("tiers_size", "d"),
     ),
 )
 
@@ -310,20 +319,28 @@ ANSWER = Layout(
     ),
 )
 
-# What is kept under a transfer id: the answer, then the content it was given for.
+# An answer that a caller was given, and the id that it was given for: to be found again on a server.
+CONFIRMATION = Layout("CONFIRMATION", (("id", "16s"), *ANSWER.fields))
+
+# What is kept under a transfer id: the answer, then the content it was given for. Redis has only its KEPT, if the
+# rest is NUL.
 IDEMPOTENCY = Layout("IDEMPOTENCY", (*ANSWER.fields, *CONTENT.fields))
+KEPT = Layout("KEPT", (*ANSWER.fields, *CONTENT_HEAD.fields))
 
 # Ahead of the replies: the server's clock as it is, by which engines keep deadlines.
 REPLY_HEADER = Layout("REPLY_HEADER", (("time_ms", "d"),))
 
 LAYOUTS = (
     CONTENT,
+    CONTENT_HEAD,
+    CONTENT_REST,
     REQUEST,
-    REQUEST_HEAD,
+    REQUEST_PARTS,
     TERMS,
     CLAIM,
     TIER_LIMITS,
     AFTER,
+    REST_AND_AFTER,
     JOURNAL_RECORD,
     DETAILS,
     ORIGIN,
@@ -339,7 +356,9 @@ LAYOUTS = (
     DECLINED,
     META,
     ANSWER,
+    CONFIRMATION,
     IDEMPOTENCY,
+    KEPT,
     REPLY_HEADER,
 )
 
@@ -349,6 +368,10 @@ JOURNAL_DETAILS_FIELD = b"x"
 JOURNAL_ORIGINS_FIELD = b"o"
 JOURNAL_LINKS_FIELD = b"l"
 JOURNAL_TIERS_FIELD = b"t"
+JOURNAL_KEPT_FIELD = b"k"
+"""The IDEMPOTENCYs of accepted requests that are not what their records say: status POSTED, no rule, the record's
+sequence and balances, moved the record's amount of a movement from Kind.TRANSFER to WITHDRAWAL and else 0, and the
+record's own content. An EXPIRE_HOLD and an END_GENERATION have none: nobody asks for their ids again."""
 DECLINED_FIELD = b"d"
 
 

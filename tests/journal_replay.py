@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine import HoldState, Kind, Review
-from engine.domain.transfer import HOLD_CHANGES, MOVEMENTS, WALLET_CHANGES, RequestFlag
+from engine.domain.transfer import HOLD_CHANGES, MOVEMENTS, PURPOSES, WALLET_CHANGES, RequestFlag
 from engine.domain.wallet import FLAG_CLOSED, FLAG_EXTERNAL
 from engine.wire import (
+    CONTENT,
     DETAILS,
     ENTRY_HEADER,
     HASHED_HEADER,
+    IDEMPOTENCY,
     JOURNAL_DETAILS_FIELD,
     JOURNAL_HEADER_FIELD,
+    JOURNAL_KEPT_FIELD,
     JOURNAL_LINKS_FIELD,
     JOURNAL_ORIGINS_FIELD,
     JOURNAL_RECORD,
@@ -40,6 +43,7 @@ _PARTS = (
     JOURNAL_ORIGINS_FIELD,
     JOURNAL_LINKS_FIELD,
     JOURNAL_TIERS_FIELD,
+    JOURNAL_KEPT_FIELD,
 )
 
 
@@ -48,7 +52,8 @@ class Replay:
     """What follows from the entries so far.
 
     wallets: by id, (available, locked, version, flags, tier, overdraft limit); holds: by id, the last LINK of each
-    with its wallets; refunded: totals by the id of the transfer; tiers: packed TIER_LIMITS.
+    with its wallets; refunded: totals by the id of the transfer; tiers: packed TIER_LIMITS; outcomes: by the request's
+    id, its IDEMPOTENCY.
     """
 
     sequence: int = 0
@@ -59,6 +64,7 @@ class Replay:
     moved: dict[bytes, int] = field(default_factory=dict)
     refunded: dict[bytes, int] = field(default_factory=dict)
     tiers: dict[int, bytes] = field(default_factory=dict)
+    outcomes: dict[bytes, Record] = field(default_factory=dict)
 
     def feed(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
         """The next entries of the stream, as the client gives them."""
@@ -73,10 +79,13 @@ class Replay:
             assert {origin["sequence"] for origin in _split(ORIGIN, parts[2])} <= set(range(first, self.sequence + 1))
             links = {link["sequence"]: link for link in _split(LINK, parts[3])}
             tiers = {change["sequence"]: change for change in _split(TIER_CHANGE, parts[4])}
+            kept = {outcome["sequence"]: outcome for outcome in _split(IDEMPOTENCY, parts[5])}
             for sequence, record in enumerate(records, first):
+                self._keep(sequence, record, kept.pop(sequence, None))
                 self._replay(record, links.pop(sequence, None), tiers.pop(sequence, None))
             assert not links
             assert not tiers
+            assert not kept
 
     def _continue(self, entry_id: bytes, header: Record, parts: list[bytes]) -> None:
         assert header["first_sequence"] == self.sequence + 1
@@ -84,7 +93,7 @@ class Replay:
         assert header["time_ms"] >= self.time_ms
         assert entry_id == b"%d-0" % header["last_sequence"]
         place = [header[name] for name in ("epoch", "first_sequence", "last_sequence", "time_ms")]
-        hashed = HASHED_HEADER.struct.pack(*place, *map(len, parts[1:4]))
+        hashed = HASHED_HEADER.struct.pack(*place, *map(len, parts[1:5]))
         digest = hashlib.sha1(self.hash + hashed + b"".join(parts), usedforsecurity=False)
         assert header["hash"] == digest.hexdigest().encode()
         self.sequence, self.hash, self.time_ms = header["last_sequence"], header["hash"], header["time_ms"]
@@ -98,6 +107,27 @@ class Replay:
             found[int(sequence)] = hashlib.blake2b(packed[position - size : position], digest_size=8).digest()
         announced = {at: record["details_digest"] for at, record in enumerate(records, first) if record["details_size"]}
         assert found == announced
+
+    def _keep(self, sequence: int, record: Record, kept: Record | None) -> None:
+        """What a retry of the request is answered."""
+        kind = Kind(record["kind"])
+        said = {name: record[name] for name, _ in CONTENT.fields} | {
+            "status": 0,
+            "rule": 0,
+            "sequence": sequence,
+            "debit_available": record["debit_available"],
+            "credit_available": record["credit_available"],
+            "moved": record["amount"] if kind in PURPOSES else 0,
+            "replayed": 0,
+        }
+        if kept is not None:
+            assert kept != said
+            assert kept["moved"] == record["amount"]
+        else:
+            assert kind is Kind.EXPIRE_HOLD or kind not in LINKED
+        self.outcomes.pop(record["id"], None)
+        if kind not in (Kind.EXPIRE_HOLD, Kind.END_GENERATION):
+            self.outcomes[record["id"]] = kept or said
 
     def _replay(self, record: Record, link: Record | None, tier: Record | None) -> None:
         kind, amount = Kind(record["kind"]), record["amount"]

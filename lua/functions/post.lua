@@ -48,14 +48,14 @@ local function read()
   known = read_known(shard_tag, meta, ids, request_count)
   holds, refunded = {}, {}
   begin_rules()
-  if special then resolve_references() end
+  if referring then resolve_references() end
   read_wallets()
-  if special then read_rules() end
+  if originated then read_rules() end
 end
 
 -- Phase 2: every request in order, on tables only. A request sees what the ones before it in the batch did.
--- Most are plain movements between ordinary wallets that nothing speaks against. They are accepted here, as move()
--- would, but in Lua's registers: that halves what they cost. All others, and all refusals, are decide_one's.
+-- Most are plain movements that nothing speaks against. They are accepted here, as move() would, but in Lua's registers:
+-- that halves what they cost. All others, and all refusals, are decide_one's.
 local function decide()
   begin_outcome()
   local ids, contents, kinds, debits, credits, amounts = ids, contents, kinds, debits, credits, amounts
@@ -69,12 +69,13 @@ local function decide()
     local debit_version, credit_version, debit_after, credit_after = version[debit], version[credit], nil, nil
     local plain = not kinds[i] and not known[id] and debit_version and credit_version and debit ~= credit
       and amount >= 1 and amount <= MAX_AMOUNT and amount % 1 == 0
-      and flags[debit] <= FLAG_EXTERNAL and flags[credit] <= FLAG_EXTERNAL and tier[debit] == 0 and tier[credit] == 0
-      and currency[debit] == currency[credit] and not currencies[i] and not sizes[i] and accepted < room
+      and flags[debit] <= FLAG_EXTERNAL and flags[credit] <= FLAG_EXTERNAL and currency[debit] == currency[credit]
+      and (not currencies[i] or currencies[i] == currency[debit]) and accepted < room
     if plain then
       debit_after, credit_after = available[debit] - amount, available[credit] + amount
       plain = (debit_after >= -overdraft[debit] or flags[debit] == FLAG_EXTERNAL)
         and debit_after >= -MAX_AMOUNT and credit_after + locked[credit] <= MAX_AMOUNT
+        and (tier[debit] == 0 and tier[credit] == 0 or is_within_limits(i, debit, credit, amount))
     end
     if plain then
       local content, number, outcome_at = contents[i], record_parts, outcome_parts
@@ -91,8 +92,15 @@ local function decide()
         dirty[credit], dirty_slots[dirty_count] = true, credit
       end
       records[number + 1], records[number + 2] = id, content
-      records[number + 3] = pack(AFTER_FORMAT, debit_after, locked[debit], debit_version,
-        credit_after, locked[credit], credit_version)
+      if #content == CONTENT_HEAD_SIZE then
+        records[number + 3] = pack(REST_AND_AFTER_FORMAT, NO_REST, debit_after, locked[debit], debit_version,
+          credit_after, locked[credit], credit_version)
+      else
+        records[number + 3] = pack(AFTER_FORMAT, debit_after, locked[debit], debit_version,
+          credit_after, locked[credit], credit_version)
+      end
+      if sizes[i] then journal_details(i) end
+      if originated then journal_origin(i) end
       local answer = pack(ANSWER_FORMAT, POSTED, 0, sequence + accepted, debit_after, credit_after, amount, 0)
       local outcome = answer .. content
       replies[i], known[id] = answer, outcome
@@ -110,7 +118,8 @@ end
 -- Phase 3: the journal entry first; nothing after it can fail on data, because phase 1 looked.
 local function write(fence)
   if accepted > 0 then
-    journal_append(shard_tag, meta, accepted, now_ms, concat(records), detail_items, origins, links, tier_changes)
+    journal_append(shard_tag, meta, accepted, now_ms, concat(records, '', 1, record_parts), detail_items, origins, links, tier_changes,
+      kept_items)
     fence_move(fence, meta)
     local changes = { meta_key(shard_tag), pack_meta(meta) }
     local n = add_packed_wallets(changes, 2, dirty_slots, dirty_count)
@@ -123,17 +132,30 @@ local function write(fence)
     write_holds(shard_tag, meta)
     write_refunded(shard_tag, meta)
     write_tiers(shard_tag)
-    write_rules(fence.max_outcomes)
   end
+  write_rules(fence.max_outcomes)
   if declined then
     redis.pcall('XADD', declined_key(shard_tag), 'MAXLEN', '~', MAX_DECLINED_ENTRIES, '*', 'd', concat(declined))
   end
 end
 
--- How many more records the journal may take. None while the generation's hash is full: a refusal is kept there too,
+-- Whether so much of the server's memory is used that the rest is kept for the persister, who makes room, and for
+-- reading. INFO is looked at once in MEMORY_CHECK_MS; no maxmemory, no bound.
+local function is_memory_full(fence, now)
+  local at = fence.memory_at_ms
+  if not at or now >= at + MEMORY_CHECK_MS or now < at then
+    local info = redis.call('INFO', 'memory')
+    local used, most = tonumber(match(info, '\nused_memory:(%d+)')), tonumber(match(info, '\nmaxmemory:(%d+)'))
+    fence.memory_at_ms, fence.is_memory_full = now, most > 0 and used > MEMORY_SHARE * most
+  end
+  return fence.is_memory_full
+end
+
+-- How many more records the journal may take. None while memory is short, and while the generation's hash is full: a refusal is kept there too,
 -- so without this bound refusals alone would fill the memory while no persister ends generations. Looked at once a
 -- batch, so a hash ends up less than MAX_BATCH above it.
-local function room_left(fence)
+local function room_left(fence, now)
+  if is_memory_full(fence, now) then return 0 end
   if redis.call('HLEN', idempotency_key(shard_tag, meta.generation)) >= fence.max_outcomes then return 0 end
   return fence.max_backlog - (meta.sequence - meta.persisted)
 end
@@ -158,7 +180,7 @@ local function post(keys, args)
   journal_check(tag, m)
   shard_tag, meta, now_ms = tag, m, max(now, m.time_ms)
   read()
-  room = room_left(fence)
+  room = room_left(fence, now)
   decide()
   if declined then redis.call('XLEN', declined_key(tag)) end -- fails on a key of another type, as XADD would
   write(fence)

@@ -1,7 +1,8 @@
 -- Reading without writing.
 --
 -- hotledger_state   no ARGV. Returns {open (1 or 0), meta (packed META, or '' for none), sequence of the journal's
---   last entry, replication id ('' on a replica), records in the current idempotency generation}
+--   last entry, replication id ('' on a replica), records in the current idempotency generation, loading (1 or 0),
+--   max_backlog and max_outcomes of the open fence (0 if closed)}
 -- hotledger_lookup  ARGV ids: 16-byte transfer ids. Returns REPLY_HEADER, and for each id its packed IDEMPOTENCY or ''
 -- hotledger_wallets ARGV ids: 8-byte wallet ids. Returns {sequence, and for each id its packed WALLET (with USAGE,
 --   if its tier has limits) or ''}
@@ -30,12 +31,16 @@ end
 register('hotledger_state', function(keys)
   local tag = keys[1]
   local m = read_meta(tag)
+  local fence = fence_check(tag, m)
   return {
-    fence_check(tag, m) and 1 or 0,
+    fence and 1 or 0,
     m and pack_meta(m) or '',
     format('%.0f', journal_last_sequence(tag)),
     replication_id() or '',
     m and redis.call('HLEN', idempotency_key(tag, m.generation)) or 0,
+    redis.call('EXISTS', loading_key(tag)),
+    format('%.0f', fence and fence.max_backlog or 0),
+    format('%.0f', fence and fence.max_outcomes or 0),
   }
 end, 'no-writes')
 
@@ -45,7 +50,10 @@ register('hotledger_lookup', function(keys, args)
   local m = open_meta(tag)
   local known = read_known(tag, m, ids, count)
   local reply = { pack(REPLY_HEADER_FORMAT, clock_ms()) }
-  for i = 1, count do reply[i + 1] = known[ids[i]] or '' end
+  for i = 1, count do
+    local kept = known[ids[i]] or ''
+    reply[i + 1] = #kept == KEPT_SIZE and kept .. NO_REST or kept
+  end
   return reply
 end, 'no-writes')
 

@@ -22,7 +22,7 @@ end
 local function done_content(i, kind, debit, credit, amount)
   local content = contents[i]
   return pack('<B', kind) .. sub(content, 2, 4) .. (debit and wallet_ids[debit] or NO_ID)
-    .. (credit and wallet_ids[credit] or NO_ID) .. pack('<d', amount) .. sub(content, 29)
+    .. (credit and wallet_ids[credit] or NO_ID) .. pack('<d', amount) .. sub(content, CONTENT_HEAD_SIZE + 1)
 end
 
 local function journal_details(i)
@@ -43,20 +43,15 @@ local function journal(i, content, debit, credit)
   if credit then
     credit_available, credit_locked, credit_version = available[credit], locked[credit], touch(credit)
   end
-  records[record_parts + 1], records[record_parts + 2] = ids[i], content
+  records[record_parts + 1], records[record_parts + 2] = ids[i], whole_content(content)
   records[record_parts + 3] = pack(AFTER_FORMAT, debit_available, debit_locked, debit_version,
     credit_available, credit_locked, credit_version)
   record_parts = record_parts + 3
   if sizes[i] then journal_details(i) end
 end
 
--- The digests of device and IP in TERMS; nil or false for none.
-local function origin_of(terms)
-  if terms then return terms[TERMS_DEVICE], terms[TERMS_IP] end
-end
-
-local function journal_origin(terms)
-  local device, ip = origin_of(terms)
+local function journal_origin(i)
+  local device, ip = devices[i], ips[i]
   if device or ip then
     origins = origins or {}
     origins[#origins + 1] =
@@ -70,10 +65,26 @@ local function journal_hold(id, h, rule, released)
     h.remaining, h.captured, released, h.expires_at_ms)
 end
 
+-- Journals what is kept of request i, for a record that does not say it: see JOURNAL_KEPT_FIELD in engine/wire.py.
+local function journal_kept(i)
+  kept_items = kept_items or {}
+  kept_items[#kept_items + 1] = replies[i] .. whole_content(contents[i])
+end
+
+-- Answers an accepted request whose record is other than its content, and journals what is kept of it: but not of an
+-- expiry, whose id nobody asks for again.
 local function answer(i, status, rule, debit, credit, amount)
   keep(i, pack(ANSWER_FORMAT, status, rule, meta.sequence + accepted, debit and available[debit] or 0,
     credit and available[credit] or 0, amount, 0))
+  if kinds[i] ~= EXPIRE_HOLD then journal_kept(i) end
   return status
+end
+
+-- Answers an accepted request whose record says all that is kept.
+local function answer_as_journalled(i, debit, credit, amount)
+  keep(i, pack(ANSWER_FORMAT, POSTED, 0, meta.sequence + accepted, debit and available[debit] or 0,
+    credit and available[credit] or 0, amount, 0))
+  return POSTED
 end
 
 -- rule, used, retry_at_ms: of LIMIT_EXCEEDED, nil else.
@@ -107,36 +118,9 @@ end
 
 -- For the side stream of refused movements.
 local function note_declined(i, kind, status, rule)
-  local debit, credit, device, ip = debits[i], credits[i], origin_of(attachments[i])
+  local debit, credit, device, ip = debits[i], credits[i], devices[i], ips[i]
   declined = declined or {}
   declined[#declined + 1] = pack(DECLINED_FORMAT, now_ms, ids[i], kind, status, rule or 0,
     debit and wallet_ids[debit] or NO_ID, credit and wallet_ids[credit] or NO_ID, amounts[i],
     device or NO_DIGEST, ip or NO_DIGEST)
-end
-
--- Journals and answers a movement: both wallets have their new balances already. The three steps of journal, touch and
--- answer in one, because most of what is decided ends here.
-local function post_movement(i, content, debit, credit, amount)
-  local id, number, pack, available, locked, version = ids[i], record_parts, pack, available, locked, version
-  local debit_version, credit_version = version[debit] + 1, version[credit] + 1
-  local debit_available, credit_available = available[debit], available[credit]
-  accepted, record_parts = accepted + 1, number + 3
-  version[debit], version[credit] = debit_version, credit_version
-  if not dirty[debit] then
-    dirty_count = dirty_count + 1
-    dirty[debit], dirty_slots[dirty_count] = true, debit
-  end
-  if not dirty[credit] then
-    dirty_count = dirty_count + 1
-    dirty[credit], dirty_slots[dirty_count] = true, credit
-  end
-  records[number + 1], records[number + 2] = id, content
-  records[number + 3] = pack(AFTER_FORMAT, debit_available, locked[debit], debit_version,
-    credit_available, locked[credit], credit_version)
-  if sizes[i] then journal_details(i) end
-  local packed = pack(ANSWER_FORMAT, POSTED, 0, meta.sequence + accepted, debit_available, credit_available, amount, 0)
-  local outcome, outcome_at = packed .. contents[i], outcome_parts
-  replies[i], known[id], outcome_parts = packed, outcome, outcome_at + 2
-  outcomes[outcome_at + 1], outcomes[outcome_at + 2] = id, outcome
-  return POSTED
 end

@@ -1,25 +1,27 @@
 -- The batch that is being decided: requests by number, and what comes of them. As with the wallets, there is one at a
--- time, so its tables are locals of the library; parse_requests() makes them anew.
+-- time, so its tables are locals of the library. Those that are full stay from call to call, and whatever is in them
+-- beyond request_count, record_parts, outcome_parts or dirty_count is of another call.
 --
--- What is rare is kept only where it is: kinds has nothing for a plain movement (TRANSFER to WITHDRAWAL without flags
--- and attachment), flags_of only flags other than 0, currencies those that were named, sizes those above zero.
+-- contents are CONTENTs, or CONTENT_HEADs where the rest is NUL. What is rare is kept only where it is: kinds has
+-- nothing for a plain movement (TRANSFER to WITHDRAWAL without flags and without terms), flags_of only flags other than
+-- 0, currencies those that were named, sizes those above zero, devices and ips (originated: there is one) their digests.
+-- special: there is one that is not plain; referring: there is a hold, or one that refers to a hold or a transfer.
 local request_count
-local ids, contents, kinds, debits, credits, amounts, flags_of, currencies, sizes, detail_starts, details
-local references, attachments, linked, special
+local ids, contents, debits, credits, amounts = {}, {}, {}, {}, {}
+local kinds, flags_of, currencies, sizes, detail_starts, details, references, attachments, linked, special, referring
+local devices, ips, originated
 local shard_tag, meta, now_ms, room
 local known, replies
-local accepted, records, record_parts, detail_items, origins, links, tier_changes
-local outcomes, outcome_parts, declined
-local dirty, dirty_slots, dirty_count
+local accepted, records, record_parts, detail_items, origins, links, tier_changes, kept_items = 0, {}, 0
+local outcomes, outcome_parts, declined = {}, 0, nil
+local dirty_slots, dirty_count = {}, 0
 local in_chain
-
-local NO_CURRENCY, NO_DIGEST, NO_ID = '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0'
 
 local SHAPES, unpack_limits, has_flag, begin_special, parse_requests
 
 do -- so that what only this file uses does not count against Lua's 200 locals
 
--- TERMS as the list of its fields; no device and no ip are false.
+-- TERMS as the list of its fields.
 local function unpack_terms(packed, position)
   local t = { unpack_from(TERMS_FORMAT, packed, position) }
   local conditions, expires_in_ms = t[TERMS_CONDITIONS], t[TERMS_EXPIRES_IN_MS]
@@ -31,8 +33,6 @@ local function unpack_terms(packed, position)
   if expires_in_ms ~= 0 and not (is_count(expires_in_ms) and expires_in_ms <= MAX_EXPIRY_MS) then
     invalid('terms: expires_in_ms')
   end
-  if t[TERMS_DEVICE] == NO_DIGEST then t[TERMS_DEVICE] = false end
-  if t[TERMS_IP] == NO_DIGEST then t[TERMS_IP] = false end
   return t
 end
 
@@ -113,17 +113,27 @@ local NONE = {}
 
 function begin_special()
   special = true
-  kinds, flags_of, detail_starts, references, attachments, linked = {}, {}, {}, {}, {}, {}
+  kinds, flags_of, references, attachments, linked = {}, {}, {}, {}, {}
+end
+
+-- Notes where request i came from.
+local function note_origin(i, device, ip)
+  if device == NO_DIGEST and ip == NO_DIGEST then return end
+  if not originated then
+    originated, devices, ips = true, {}, {}
+  end
+  if device ~= NO_DIGEST then devices[i] = device end
+  if ip ~= NO_DIGEST then ips[i] = ip end
 end
 
 -- A request that is no plain movement: checks its form, and notes what else it has. Returns the attachment's size.
-local function parse_special(i, prefix, kind, flag, debit, credit, currency, attachment, packed, position)
+local function parse_special(i, prefix, kind, flag, debit, credit, attachment, packed, position)
   local shape = SHAPES[kind]
   if not shape then invalid('request: kind') end
   if not shape[2][flag] then invalid('request: flags') end
   local names = shape[1]
   if not special then begin_special() end
-  kinds[i] = kind
+  kinds[i], debits[i], credits[i] = kind, nil, nil
   if flag ~= 0 then
     flags_of[i] = flag
     if has_flag(flag, LINKED) then linked[i] = true end
@@ -131,13 +141,13 @@ local function parse_special(i, prefix, kind, flag, debit, credit, currency, att
   if names == 'both' then
     debits[i], credits[i] = slot_of(prefix, debit), slot_of(prefix, credit)
   elseif names == 'ref' then
-    references[i] = debit .. credit
+    references[i], referring = debit .. credit, true
   else
     if names == 'debit' then debits[i] = slot_of(prefix, debit) elseif debit ~= NO_ID then invalid('request: debit') end
     if credit ~= NO_ID and kind ~= OPEN_WALLET then invalid('request: credit') end
   end
   if kind == OPEN_WALLET and debit == NO_ID then invalid('request: debit') end -- in records it says that there is none
-  if kind == OPEN_WALLET and not is_currency(currency) then invalid('request: currency') end
+  if kind == OPEN_WALLET and not is_currency(currencies[i] or '') then invalid('request: currency') end
   if attachment == 0 then
     if shape[4] then invalid('request: attachment') end
     return 0
@@ -145,8 +155,12 @@ local function parse_special(i, prefix, kind, flag, debit, credit, currency, att
   local size = ATTACHMENT_SIZES[attachment]
   if attachment ~= shape[3] or #packed - position + 1 < size then invalid('request: attachment') end
   local a = unpack_attachment(attachment, packed, position)
-  if kind == HOLD and (a[TERMS_PURPOSE] < TRANSFER or a[TERMS_PURPOSE] > WITHDRAWAL) then invalid('terms: purpose') end
+  if kind == HOLD then
+    if a[TERMS_PURPOSE] < TRANSFER or a[TERMS_PURPOSE] > WITHDRAWAL then invalid('terms: purpose') end
+    referring = true
+  end
   attachments[i] = a
+  if attachment == ATTACHMENT_TERMS then note_origin(i, a[TERMS_DEVICE], a[TERMS_IP]) end
   return size
 end
 
@@ -155,35 +169,49 @@ function parse_requests(tag, requests, packed_details, packed_attachments)
   local count = #requests / REQUEST_SIZE
   if count < 1 or count > MAX_BATCH or count % 1 ~= 0 then invalid('requests: size') end
   new_wallets()
-  request_count, special, details = count, false, packed_details
-  ids, contents, debits, credits, amounts = {}, {}, {}, {}, {}
+  request_count, special, referring, originated, details = count, false, false, false, packed_details
   kinds, flags_of, detail_starts, references, attachments, linked = NONE, NONE, NONE, NONE, NONE, NONE
-  currencies, sizes = {}, {}
+  devices, ips, currencies, sizes = NONE, NONE, NONE, NONE
   local prefix, unpack_from, sub = wallet_prefix(tag), unpack_from, sub
   local ids, contents, debits, credits, amounts, slots = ids, contents, debits, credits, amounts, slot_of_id
   local position, details_bytes, attached_bytes = 1, 0, 0
   for i = 1, count do
-    local id, attachment, kind, flag, size, debit, credit, amount, code =
-      unpack_from(REQUEST_HEAD_FORMAT, requests, position)
-    ids[i], amounts[i], contents[i] = id, amount, sub(requests, position + 17, position + REQUEST_SIZE - 1)
+    local id, attachment, kind, flag, size, debit, credit, amount, rest =
+      unpack_from(REQUEST_PARTS_FORMAT, requests, position)
+    ids[i], amounts[i] = id, amount
+    if rest == NO_REST then
+      contents[i] = sub(requests, position + 17, position + (16 + CONTENT_HEAD_SIZE))
+    else
+      contents[i] = sub(requests, position + 17, position + (REQUEST_SIZE - 1))
+      local code = sub(rest, 1, 8)
+      if code ~= NO_CURRENCY then
+        if currencies == NONE then currencies = {} end
+        currencies[i] = code
+      end
+    end
     position = position + REQUEST_SIZE
     if kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0 and attachment == 0 then
       debits[i] = slots[debit] or slot_of(prefix, debit)
       credits[i] = slots[credit] or slot_of(prefix, credit)
-    elseif attachment == ATTACHMENT_TERMS and kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0
-        and #packed_attachments - attached_bytes >= TERMS_SIZE then
-      if not special then begin_special() end
-      debits[i] = slots[debit] or slot_of(prefix, debit)
-      credits[i] = slots[credit] or slot_of(prefix, credit)
-      kinds[i], attachments[i] = kind, unpack_terms(packed_attachments, attached_bytes + 1)
-      attached_bytes = attached_bytes + TERMS_SIZE
     else
-      attached_bytes = attached_bytes
-        + parse_special(i, prefix, kind, flag, debit, credit, code, attachment, packed_attachments, attached_bytes + 1)
+      local conditions, expires_in_ms, device, ip = 1, 1, nil, nil
+      if attachment == ATTACHMENT_TERMS and kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0
+          and #packed_attachments - attached_bytes >= TERMS_SIZE then
+        local _
+        conditions, _, _, _, expires_in_ms, device, ip = unpack_from(TERMS_FORMAT, packed_attachments, attached_bytes + 1)
+      end
+      if conditions == 0 and expires_in_ms == 0 then -- it is plain, and says only where it comes from
+        debits[i] = slots[debit] or slot_of(prefix, debit)
+        credits[i] = slots[credit] or slot_of(prefix, credit)
+        note_origin(i, device, ip)
+        attached_bytes = attached_bytes + TERMS_SIZE
+      else
+        attached_bytes = attached_bytes
+          + parse_special(i, prefix, kind, flag, debit, credit, attachment, packed_attachments, attached_bytes + 1)
+      end
     end
-    if code ~= NO_CURRENCY then currencies[i] = code end
     if size > 0 then
-      if not special then begin_special() end
+      if sizes == NONE then sizes, detail_starts = {}, {} end
       sizes[i], detail_starts[i] = size, details_bytes + 1
       details_bytes = details_bytes + size
     end
@@ -194,11 +222,13 @@ end
 
 end
 
+-- A content with the rest that was left away.
+local function whole_content(content) return #content < CONTENT_SIZE and content .. NO_REST or content end
+
 -- What phase 2 fills.
 local function begin_outcome()
   replies, accepted = {}, 0
-  records, record_parts, outcomes, outcome_parts = {}, 0, {}, 0
-  detail_items, origins, links, tier_changes, declined = nil, nil, nil, nil, nil
-  dirty, dirty_slots, dirty_count = {}, {}, 0
+  record_parts, outcome_parts, dirty_count = 0, 0, 0
+  detail_items, origins, links, tier_changes, kept_items, declined = nil, nil, nil, nil, nil, nil
   in_chain = false
 end

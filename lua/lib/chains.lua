@@ -16,6 +16,11 @@ local function wallet_tables()
   return { flags, tier, available, locked, version, currency, overdraft, dirty }
 end
 
+-- What the journal gets besides the records.
+local function journal_lists()
+  return { detail_items or {}, origins or {}, links or {}, tier_changes or {}, kept_items or {} }
+end
+
 -- What the requests first..last may change, as it is now.
 local function snapshot(first, last)
   local s = { slots = {}, ids = {}, holds = {}, refunded = {}, tiers = {} }
@@ -26,7 +31,7 @@ local function snapshot(first, last)
         local values, tables = {}, wallet_tables()
         for n = 1, #tables do values[n] = tables[n][slot] end
         s.slots[slot] = {
-          values = values, usage = usage[slot] and copy_of(usage[slot]),
+          values = values, usage = usage[slot],
           known = known_devices[slot], known_changed = changed_devices[slot],
         }
       end
@@ -39,8 +44,8 @@ local function snapshot(first, last)
     if kinds[i] == SET_TIER_LIMITS and is_count(amounts[i]) then s.tiers[amounts[i]] = tiers[amounts[i]] or false end
   end
   s.accepted, s.record_parts, s.outcome_parts, s.dirty_count = accepted, record_parts, outcome_parts, dirty_count
-  s.lists = { detail_items or {}, origins or {}, links or {}, tier_changes or {} }
-  s.counts = { #s.lists[1], #s.lists[2], #s.lists[3], #s.lists[4] }
+  s.counts = {}
+  for n, list in ipairs(journal_lists()) do s.counts[n] = #list end
   return s
 end
 
@@ -56,13 +61,8 @@ local function restore(s, first, last)
   end
   for id in pairs(s.ids) do holds[id], refunded[id] = s.holds[id], s.refunded[id] end
   for number, limits in pairs(s.tiers) do tiers[number] = limits or nil end
-  cut(records, s.record_parts)
-  cut(outcomes, s.outcome_parts)
-  cut(dirty_slots, s.dirty_count)
   accepted, record_parts, outcome_parts, dirty_count = s.accepted, s.record_parts, s.outcome_parts, s.dirty_count
-  for n, list in ipairs({ detail_items or {}, origins or {}, links or {}, tier_changes or {} }) do
-    cut(list, s.counts[n])
-  end
+  for n, list in ipairs(journal_lists()) do cut(list, s.counts[n]) end
   for i = first, last do known[ids[i]] = nil end
 end
 

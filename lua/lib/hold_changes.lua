@@ -99,7 +99,7 @@ function raise_hold(i)
   end
   local limits = tier[debit] ~= 0 and (limits_of(tier[debit]) or corrupt('tier: missing')) or nil
   if limits then
-    begin_attempt(i, debit, limits, nil)
+    begin_attempt(i, debit, limits)
     local rule, used, retry_at_ms = broken_rule(debit, limits, amount, nil, h.captured + h.remaining + amount)
     if rule then return decline(i, LIMIT_EXCEEDED, rule, used, retry_at_ms) end
   end

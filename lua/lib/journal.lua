@@ -26,15 +26,16 @@ local EMPTY = {}
 
 -- Appends the accepted records as one entry and moves meta to it. The commit point: it is the first write of
 -- every call, and everything that could fail on data was read before. records: packed JOURNAL_RECORDs. Lists, nil for
--- none: details (packed DETAILS), origins (ORIGINs), links (LINKs), tiers (TIER_CHANGEs). Changes m (not yet written).
+-- none: details (packed DETAILS), origins (ORIGINs), links (LINKs), tiers (TIER_CHANGEs), kept (IDEMPOTENCYs). Changes
+-- m (not yet written).
 -- The entry's time is now, but never behind the last entry's: a clock set back must not reorder history.
-local function journal_append(tag, m, count, now, records, details, origins, links, tiers)
+local function journal_append(tag, m, count, now, records, details, origins, links, tiers, kept)
   local first, last = m.sequence + 1, m.sequence + count
   if now < m.time_ms then now = m.time_ms end
   local x, o = concat(details or EMPTY), concat(origins or EMPTY)
-  local l, t = concat(links or EMPTY), concat(tiers or EMPTY)
-  local place = pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now, #x, #o, #l)
-  local hash = redis.sha1hex(m.hash .. place .. records .. x .. o .. l .. t)
+  local l, t, k = concat(links or EMPTY), concat(tiers or EMPTY), concat(kept or EMPTY)
+  local place = pack(HASHED_HEADER_FORMAT, m.epoch, first, last, now, #x, #o, #l, #t)
+  local hash = redis.sha1hex(m.hash .. place .. records .. x .. o .. l .. t .. k)
   local header = pack(ENTRY_HEADER_FORMAT, LAYOUT_VERSION, m.epoch, first, last, now, m.hash, hash)
   local fields = { 'h', header, 'r', records }
   local n = 4
@@ -48,6 +49,7 @@ local function journal_append(tag, m, count, now, records, details, origins, lin
   add('o', o)
   add('l', l)
   add('t', t)
+  add('k', k)
   redis.call('XADD', journal_key(tag), journal_id(last), unpack(fields, 1, n))
   m.sequence, m.hash, m.time_ms = last, hash, now
 end

@@ -1,8 +1,12 @@
 -- Movements of money between two wallets, and holds, which are movements put off: the one place with their rules.
 -- Refusals are looked for in the order of their numbers.
 
+local state_refusal, wallets_refusal, floor_of, settle_debt, decline, move
+
+do -- so that what only this file uses does not count against Lua's 200 locals
+
 -- What the states of the wallets forbid; nil if nothing. Only called if one of them has a state.
-local function state_refusal(debit, credit, forced)
+function state_refusal(debit, credit, forced)
   if has_flag(flags[debit], FLAG_CLOSED) and not forced or has_flag(flags[credit], FLAG_CLOSED) then
     return WALLET_CLOSED
   end
@@ -13,7 +17,7 @@ end
 -- What speaks against a movement between two wallets, money aside; nil if nothing does. named: the currency that the
 -- request names, if any. forced: whether a freeze or the closing of the
 -- debit side is passed over, as a chargeback does.
-local function wallets_refusal(debit, credit, named, forced)
+function wallets_refusal(debit, credit, named, forced)
   if debit == credit then return SAME_WALLET end
   if not version[debit] then return DEBIT_WALLET_NOT_FOUND end
   if not version[credit] then return CREDIT_WALLET_NOT_FOUND end
@@ -22,10 +26,7 @@ local function wallets_refusal(debit, credit, named, forced)
 end
 
 -- How far below zero available may go.
-local function floor_of(slot)
-  local u = usage[slot]
-  return u and -overdraft[slot] - u[USAGE_DEBT] or -overdraft[slot]
-end
+function floor_of(slot) return -overdraft[slot] - debt_of(slot) end
 
 local function condition_fails(terms, debit, debit_after)
   local conditions = terms[TERMS_CONDITIONS]
@@ -34,9 +35,8 @@ local function condition_fails(terms, debit, debit_after)
 end
 
 -- A debt of a chargeback that was set aside is over once the wallet is back above its limit.
-local function settle_debt(slot)
-  local u = usage[slot]
-  if u and u[USAGE_DEBT] > 0 and available[slot] >= -overdraft[slot] then u[USAGE_DEBT] = 0 end
+function settle_debt(slot)
+  if debt_of(slot) > 0 and available[slot] >= -overdraft[slot] then set_debt(slot, 0) end
 end
 
 -- Locks amount on the debit wallet under the request's own id.
@@ -51,26 +51,26 @@ local function reserve(i, debit, credit, amount, purpose, review, rule, expires_
   available[debit], locked[debit] = available[debit] - amount, locked[debit] + amount
   journal(i, done_content(i, HOLD, debit, credit, amount), debit, nil)
   journal_hold(id, h, rule, 0)
-  journal_origin(attachments[i])
+  journal_origin(i)
   return answer(i, rule > 0 and UNDER_REVIEW or POSTED, rule, debit, credit, amount)
 end
 
-local function decline(i, status, rule, used, retry_at_ms)
+function decline(i, status, rule, used, retry_at_ms)
   note_declined(i, byte(contents[i]), status, rule)
   return refuse(i, status, rule, used, retry_at_ms)
 end
 
 -- A movement that names its wallets, or a hold for one.
-local function move(i, kind)
+function move(i, kind)
   local debit, credit, amount = debits[i], credits[i], amounts[i]
   if not (amount >= 1 and amount <= MAX_AMOUNT and amount % 1 == 0) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
   if kind == HOLD and holds[ids[i]] then return refuse(i, HOLD_EXISTS) end
   local terms, limits = attachments[i], nil
-  local device = terms and terms[TERMS_DEVICE]
+  local device = devices[i]
   if tier[debit] and tier[debit] ~= 0 then
     if not special then begin_special() end
     limits = limits_of(tier[debit]) or corrupt('tier: missing')
-    begin_attempt(i, debit, limits, terms)
+    begin_attempt(i, debit, limits)
   end
   local status = wallets_refusal(debit, credit, currencies[i])
   if status then return decline(i, status) end
@@ -101,8 +101,11 @@ local function move(i, kind)
   available[debit], available[credit] = debit_after, credit_after
   if usage[credit] then settle_debt(credit) end
   if limits then count_usage(debit, limits, amount, device) end
-  local content = amount == amounts[i] and contents[i] or done_content(i, kind, debit, credit, amount)
-  status = post_movement(i, content, debit, credit, amount)
-  if terms then journal_origin(terms) end
-  return status
+  local whole = amount == amounts[i]
+  journal(i, whole and contents[i] or done_content(i, kind, debit, credit, amount), debit, credit)
+  journal_origin(i)
+  if whole then return answer_as_journalled(i, debit, credit, amount) end
+  return answer(i, POSTED, 0, debit, credit, amount)
+end
+
 end

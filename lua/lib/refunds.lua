@@ -2,7 +2,11 @@
 -- idempotency generation; before that the ledger knows it, and the request says what the ledger had (its claim).
 local refunded
 
-local function read_refunded(tag, m, transfer_ids, count)
+local read_refunded, write_refunded, reference_of, is_capture, referred, refer, refund
+
+do -- so that what only this file uses does not count against Lua's 200 locals
+
+function read_refunded(tag, m, transfer_ids, count)
   local found = {}
   if count == 0 then return end
   read_fields(refunded_key(tag, m.generation - 1), transfer_ids, count, found)
@@ -15,7 +19,7 @@ local function read_refunded(tag, m, transfer_ids, count)
   end
 end
 
-local function write_refunded(tag, m)
+function write_refunded(tag, m)
   local changes = {}
   for id, r in pairs(refunded) do
     if r.changed then
@@ -27,9 +31,9 @@ local function write_refunded(tag, m)
 end
 
 -- The hold's id in the kept outcome of a request that refers to one.
-local function reference_of(outcome) return sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 20) end
+function reference_of(outcome) return sub(outcome, ANSWER_SIZE + 5, ANSWER_SIZE + 20) end
 
-local function is_capture(outcome)
+function is_capture(outcome)
   local kind = byte(outcome, ANSWER_SIZE + 1)
   return kind == CAPTURE or kind == APPROVE_HOLD
 end
@@ -50,7 +54,7 @@ end
 
 -- What request i refers to, as it is now: a hold, or the transfer to refund; debit and credit are ids of wallets. nil if
 -- it is not known.
-local function referred(i)
+function referred(i)
   local reference, kind = references[i], kinds[i]
   if kind ~= REFUND and kind ~= CHARGEBACK then return holds[reference] or nil end
   local old = kept_transfer(reference)
@@ -60,7 +64,7 @@ local function referred(i)
 end
 
 -- Gives request i the wallets of what it refers to, as that is now; none if it is not known.
-local function refer(i)
+function refer(i)
   local from, kind = referred(i), kinds[i]
   local debit, credit = from and slot_of_id[from.debit], from and slot_of_id[from.credit]
   if kind == REFUND or kind == CHARGEBACK then debit, credit = credit, debit end
@@ -71,7 +75,7 @@ end
 local function original_of(i)
   local old, claim = kept_transfer(references[i]), attachments[i]
   if old then
-    local status, _, _, _, _, moved, _, kind = unpack_from(IDEMPOTENCY_FORMAT, old)
+    local status, _, _, _, _, moved, _, kind = unpack_from(KEPT_FORMAT, old)
     if status == POSTED and is_capture(old) and moved > 0 then
       local h = holds[reference_of(old)] or corrupt('hold: missing, but its capture is known')
       return h.purpose, moved
@@ -102,11 +106,11 @@ end
 local function set_debt_aside(slot)
   local limits = tier[slot] ~= 0 and limits_of(tier[slot])
   if limits and limits.debt_first == 0 then
-    usage[slot][USAGE_DEBT] = max(usage[slot][USAGE_DEBT], -(available[slot] + overdraft[slot]))
+    set_debt(slot, max(debt_of(slot), -(available[slot] + overdraft[slot])))
   end
 end
 
-local function refund(i, kind)
+function refund(i, kind)
   local amount, id = amounts[i], references[i]
   if is_ledger_behind(i) then return refuse(i, LEDGER_BEHIND) end
   if not is_count(amount) then return refuse(i, AMOUNT_OUT_OF_RANGE) end
@@ -134,4 +138,6 @@ local function refund(i, kind)
   links = links or {}
   links[#links + 1] = pack(LINK_FORMAT, meta.sequence + accepted, id, 0, 0, 0, 0, so_far + amount, 0, 0, 0)
   return answer(i, POSTED, 0, debit, credit, amount)
+end
+
 end

@@ -1,20 +1,22 @@
 -- The wallets of a call, as tables by slot number. Redis runs one function at a time, so they are locals of the
--- library, which Lua reaches fastest; new_wallets() makes them anew at the start of each call that reads wallets.
-local wallet_keys, wallet_ids, slot_of_id, wallet_count
-local flags, tier, available, locked, version, currency, overdraft, usage
+-- library, which Lua reaches fastest. Most stay from call to call, since growing them anew is much of what a short call
+-- costs: whatever is in them beyond wallet_count, or was not set by this call's read_wallets(), is of another call.
+-- dirty: whether the wallet has to be written. usage: of wallets in a tier, a string that ends with their packed USAGE.
+local wallet_keys, wallet_ids, dirty, slot_of_id, wallet_count = {}, {}, {}, nil, 0
+local flags, tier, available, locked, version, currency, overdraft, usage = {}, {}, {}, {}, {}, {}, {}, nil
 
+-- Begins a call that reads wallets.
 local function new_wallets()
-  wallet_keys, wallet_ids, slot_of_id, wallet_count = {}, {}, {}, 0
-  flags, tier, available, locked, version, currency, overdraft, usage = {}, {}, {}, {}, {}, {}, {}, {}
+  slot_of_id, usage, wallet_count = {}, {}, 0
 end
 
 -- The slot of a wallet of the shard, by its id of 8 bytes.
 local function slot_of(prefix, id)
   local slot = slot_of_id[id]
   if not slot then
-    wallet_count = wallet_count + 1
-    slot = wallet_count
-    slot_of_id[id], wallet_ids[slot], wallet_keys[slot] = slot, id, prefix .. id
+    slot = wallet_count + 1
+    wallet_count = slot
+    slot_of_id[id], wallet_ids[slot], wallet_keys[slot], dirty[slot] = slot, id, prefix .. id, false
   end
   return slot
 end
@@ -33,21 +35,27 @@ end
 
 local function is_currency(code) return find(code, '^[A-Z0-9][A-Z0-9][A-Z0-9]+%z*$') ~= nil end
 
--- The USAGE behind a wallet's record, as the list of its fields.
-local function unpack_usage(packed)
-  local u = { unpack_from(USAGE_FORMAT, packed, WALLET_SIZE + 1) }
-  local window, day_amount, hour_before = u[USAGE_WINDOW], u[USAGE_DAY_AMOUNT], u[USAGE_HOUR_BEFORE]
-  local hour_amount, debt = u[USAGE_HOUR_AMOUNT], u[USAGE_DEBT]
+-- Ends the call if the USAGE behind a wallet's record is damaged.
+local function check_usage(packed)
+  local _, _, _, _, _, window, day_amount, hour_before, hour_amount, debt =
+    unpack_from(USAGE_FORMAT, packed, WALLET_SIZE + 1)
   -- The remainders are never negative, so their sum is 0 only if each is; NaN and the infinities make it NaN.
   if window % 1 + day_amount % 1 + hour_before % 1 + hour_amount % 1 + debt % 1 ~= 0
       or window < 0 or day_amount < 0 or hour_before < 0 or hour_amount < 0 or debt < 0
       or max(window, day_amount, hour_before, hour_amount, debt) > MAX_AMOUNT then
     corrupt('wallet: usage')
   end
-  return u
 end
 
-local function new_usage() return { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 } end
+-- The debt of a chargeback that is set aside: by so much the wallet may be lower.
+local function debt_of(slot)
+  local u = usage[slot]
+  return u and unpack_from('<d', u, #u - 7) or 0
+end
+
+local function set_debt(slot, debt)
+  usage[slot] = sub(usage[slot], 1, -9) .. pack('<d', debt)
+end
 
 local function pack_wallet(slot)
   local u = usage[slot]
@@ -55,8 +63,9 @@ local function pack_wallet(slot)
     return pack(WALLET_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot], locked[slot], version[slot],
       currency[slot], overdraft[slot])
   end
+  if #u > USAGE_SIZE then u = sub(u, -USAGE_SIZE) end
   return pack(WALLET_AND_USAGE_FORMAT, LAYOUT_VERSION, flags[slot], tier[slot], available[slot], locked[slot],
-    version[slot], currency[slot], overdraft[slot], unpack(u, 1, USAGE_DEBT))
+    version[slot], currency[slot], overdraft[slot], u)
 end
 
 -- Adds key and packed wallet of each of slots[1..count] to the arguments of an MSET, from position n on.
@@ -111,8 +120,13 @@ local function read_wallets()
         end
         flags[slot], tier[slot], available[slot], locked[slot] = flag, level, a, l
         version[slot], currency[slot], overdraft[slot] = v, code, o
-        if level ~= 0 then usage[slot] = unpack_usage(packed) end
+        if level ~= 0 then
+          check_usage(packed)
+          usage[slot] = packed
+        end
       else
+        flags[slot], tier[slot], available[slot], locked[slot] = nil, nil, nil, nil
+        version[slot], currency[slot], overdraft[slot] = nil, nil, nil
         n = n + 1
         missing[n] = keys[slot]
       end

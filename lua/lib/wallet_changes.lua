@@ -11,7 +11,7 @@ function open_wallet(i)
   flags[slot], tier[slot], currency[slot] = external and FLAG_EXTERNAL or 0, 0, currencies[i]
   overdraft[slot], available[slot], locked[slot], version[slot] = amount, 0, 0, 0
   journal(i, contents[i], slot, nil)
-  return answer(i, POSTED, 0, slot, nil, 0)
+  return answer_as_journalled(i, slot, nil, 0)
 end
 
 -- What may be frozen: bits of a set.
@@ -31,7 +31,7 @@ end
 
 local function set_tier(slot, number)
   tier[slot] = number
-  if number == 0 then usage[slot] = nil else usage[slot] = usage[slot] or new_usage() end
+  if number == 0 then usage[slot] = nil else usage[slot] = usage[slot] or NO_USAGE end
 end
 
 -- Each returns a status if it refuses; value is in its range.
@@ -64,7 +64,7 @@ function change_wallet(i, kind)
   local status = CHANGES[kind](slot, value)
   if status then return refuse(i, status) end
   journal(i, contents[i], slot, nil)
-  return answer(i, POSTED, 0, slot, nil, 0)
+  return answer_as_journalled(i, slot, nil, 0)
 end
 
 function set_tier_limits(i)
@@ -76,7 +76,7 @@ function set_tier_limits(i)
   journal(i, contents[i], nil, nil)
   tier_changes = tier_changes or {}
   tier_changes[#tier_changes + 1] = pack('<dd', meta.sequence + accepted, number) .. limits.packed
-  return answer(i, POSTED, 0, nil, nil, 0)
+  return answer_as_journalled(i, nil, nil, 0)
 end
 
 function write_tiers(tag)

@@ -21,6 +21,7 @@ from engine.wire import (
     ENTRY_HEADER,
     HASHED_HEADER,
     HOLD,
+    IDEMPOTENCY,
     JOURNAL_RECORD,
     LAYOUT_VERSION,
     LINK,
@@ -44,7 +45,7 @@ LINKED_KINDS = {
     Kind.REFUND,
     Kind.CHARGEBACK,
 }
-PARTS = ("h", "r", "x", "o", "l", "t")
+PARTS = ("h", "r", "x", "o", "l", "t", "k")
 
 
 class Record(NamedTuple):
@@ -58,6 +59,7 @@ class Record(NamedTuple):
     origin: dict[str, Any] | None
     link: dict[str, Any] | None
     tier_change: dict[str, Any] | None
+    kept: dict[str, Any] | None
 
     @property
     def kind(self) -> Kind:
@@ -94,7 +96,7 @@ class Hold:
 class Books:
     """What the records up to now add up to. transfers: wallets and amounts by number; refunded: totals of those.
 
-    forced: wallets that a chargeback may have taken below their limit.
+    forced: wallets that a chargeback may have taken below their limit. outcomes: IDEMPOTENCYs that must be kept.
     """
 
     wallets: dict[int, Wallet] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class Books:
     refunded: dict[int, int] = field(default_factory=dict)
     tiers: dict[int, bytes] = field(default_factory=dict)
     forced: set[int] = field(default_factory=set)
+    outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def apply(self, record: Record) -> None:
         done, link, kind = record.done, record.link, record.kind
@@ -150,6 +153,21 @@ class Books:
                 wallet.version += 1
             expected = wallet.after() if wallet else (0, 0, 0)
             assert tuple(record.after[f"{side}_{name}"] for name in ("available", "locked", "version")) == expected
+
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        done, kind = record.done, record.kind
+        self.outcomes.pop(record.id, None)
+        if kind in (Kind.EXPIRE_HOLD, Kind.END_GENERATION):
+            assert record.kept is None
+            return
+        sides = {name: record.after[name] for name in ("debit_available", "credit_available")}
+        moved = done["amount"] if kind <= Kind.WITHDRAWAL else 0
+        said = {"status": 0, "rule": 0, "sequence": record.sequence, **sides, "moved": moved, "replayed": 0, **done}
+        assert record.kept != said
+        assert record.kept or kind not in LINKED_KINDS
+        self.outcomes[record.id] = record.kept or said
 
     def _change_wallet(self, wallet: Wallet, kind: Kind, value: int) -> None:
         assert not wallet.flags & (FLAG_EXTERNAL | FLAG_CLOSED)
@@ -252,9 +270,9 @@ def read_journal(shard: ShardDriver, image: dict[bytes, Any] | None = None) -> l
         assert header["previous_hash"] == before
         assert header["time_ms"] >= time_ms
         place = HASHED_HEADER.struct.pack(
-            header["epoch"], first, last, header["time_ms"], *(len(parts[name]) for name in "xol")
+            header["epoch"], first, last, header["time_ms"], *(len(parts[name]) for name in "xolt")
         )
-        content = before + place + b"".join(parts[name] for name in "rxolt")
+        content = before + place + b"".join(parts[name] for name in "rxoltk")
         assert header["hash"] == hashlib.sha1(content).hexdigest().encode()
         before, time_ms = header["hash"], header["time_ms"]
         assert len(parts["r"]) == JOURNAL_RECORD.size * (last - first + 1)
@@ -271,9 +289,9 @@ def _records(first: int, parts: dict[str, bytes]) -> list[Record]:
         at += DETAILS.size + item["size"]
         details[item["sequence"]] = parts["x"][at - item["size"] : at]
     assert at == len(parts["x"])
-    origins, links, changes = (
+    origins, links, changes, kept = (
         {item["sequence"]: item for item in _items(layout, parts[name])}
-        for layout, name in ((ORIGIN, "o"), (LINK, "l"), (TIER_CHANGE, "t"))
+        for layout, name in ((ORIGIN, "o"), (LINK, "l"), (TIER_CHANGE, "t"), (IDEMPOTENCY, "k"))
     )
     for link in links.values():
         link["reference"] = int.from_bytes(link["reference"], "big")
@@ -282,12 +300,14 @@ def _records(first: int, parts: dict[str, bytes]) -> list[Record]:
         done = CONTENT.unpack(packed[16 : 16 + CONTENT.size])
         after = AFTER.unpack(packed[16 + CONTENT.size :])
         assert len(details.get(n, b"")) == done["details_size"]
-        extra = (details.pop(n, b""), origins.pop(n, None), links.pop(n, None), changes.pop(n, None))
+        rare = [of_sequence.pop(n, None) for of_sequence in (origins, links, changes, kept)]
+        extra = (details.pop(n, b""), *rare)
         records.append(Record(n, int.from_bytes(packed[:16], "big"), done, after, *extra))
     assert not details
     assert not origins
     assert not links
     assert not changes
+    assert not kept
     return records
 
 
@@ -309,6 +329,7 @@ def assert_sound(shard: ShardDriver) -> Books:
     _compare_wallets(shard.keys, image, books)
     _compare_holds(shard.keys, image, books, current)
     _compare_refunds(shard.keys, image, books, current)
+    _compare_outcomes(shard.keys, image, books, current)
     tiers = {int.from_bytes(tier, "little"): limits for tier, limits in image.get(shard.keys.tiers, {}).items()}
     assert tiers == books.tiers
     return books
@@ -334,6 +355,16 @@ def _compare_refunds(keys: ShardKeys, image: dict[bytes, Any], books: Books, gen
         totals |= image.get(keys.refunded(number), {})
     kept = {int.from_bytes(number, "big"): struct.unpack("<d", total)[0] for number, total in totals.items()}
     assert kept == {number: books.refunded[number] for number in kept}
+
+
+def _compare_outcomes(keys: ShardKeys, image: dict[bytes, Any], books: Books, generation: int) -> None:
+    """What the journal says was answered is what a retry gets, of all that was accepted in two generations."""
+    kept: dict[bytes, bytes] = {}
+    for number in (generation - 1, generation):
+        kept |= image.get(keys.idempotency(number), {})
+    for number, outcome in books.outcomes.items():
+        packed = kept.get(number.to_bytes(16, "big"))
+        assert packed is None or packed[0] > 1 or IDEMPOTENCY.unpack(packed.ljust(IDEMPOTENCY.size, b"\0")) == outcome
 
 
 def _compare_holds(keys: ShardKeys, image: dict[bytes, Any], books: Books, generation: int) -> None:

@@ -17,8 +17,9 @@ from engine.wire import (
     ANSWER,
     ATTEMPTS,
     HOLD,
-    IDEMPOTENCY,
+    KEPT,
     KNOWN_DEVICE,
+    LAYOUT_VERSION,
     META,
     TIER_LIMITS,
     USAGE,
@@ -141,7 +142,7 @@ def number(n: int) -> bytes:
 
 
 WALLET_DAMAGE: list[tuple[str, Any]] = [
-    *product(["layout"], (0, 1, 3, 255)),
+    *product(["layout"], (0, 1, LAYOUT_VERSION + 1, 255)),
     *product(["flags"], (3, 9, 16, 255)),
     *product(["available"], NO_NUMBER),
     *product(("locked", "version", "overdraft_limit"), NO_COUNT),
@@ -149,7 +150,7 @@ WALLET_DAMAGE: list[tuple[str, Any]] = [
     *product(["currency"], (b"\0" * 8, b"us\0\0\0\0\0\0", b"US\0D\0\0\0\0", b"US\0\0\0\0\0\0")),
 ]
 HOLD_DAMAGE: list[tuple[str, Any]] = [
-    *product(["layout"], (0, 1, 3, 255)),
+    *product(["layout"], (0, 1, LAYOUT_VERSION + 1, 255)),
     *product(["purpose"], (0, 5, 7, 255)),
     *product(["review"], (3, 255)),
     *product(("remaining", "captured", "expires_at_ms"), NO_COUNT),
@@ -177,7 +178,7 @@ SPOTS = [
     Spot("refunded", lambda s: s.keys.refunded(1), Layout("TOTAL", (("total", "d"),)),
          [*product(["total"], NO_COUNT)], number(110)),
     Spot("tier", lambda s: s.keys.tiers, TIER_LIMITS, [
-        *product(["layout"], (0, 1, 3, 255)), *product(["debt_first"], (2, 255)),
+        *product(["layout"], (0, 1, LAYOUT_VERSION + 1, 255)), *product(["debt_first"], (2, 255)),
         *product([name for name, code in TIER_LIMITS.fields if code == "d"], NO_COUNT),
         ("window_ms", 0.0), ("attempts_window_ms", 0.0), ("attempts_window_ms", DAY_MS + 1.0), ("device_wallets", 17.0),
     ], struct.pack("<H", 1)),
@@ -411,7 +412,7 @@ def test_a_damaged_outcome(funded: ShardDriver, kept: str, generation: str) -> N
         assert funded.call("hotledger_end_generation", 1, 1) == 1
     key, transfer_id = funded.keys.idempotency(1), request[:16]
     whole = funded.redis.hget(key, transfer_id)
-    assert len(whole) == IDEMPOTENCY.size
+    assert len(whole) == KEPT.size
     damage = [(f"{name} {value}", _damaged_outcome(whole, name, value)) for name, value in OUTCOME_DAMAGE]
     damage += [("size", packed) for packed in (whole[:-1], b"", whole + b"x", whole[1:])]
     for what, packed in damage:

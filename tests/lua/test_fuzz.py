@@ -103,7 +103,7 @@ def _cases() -> dict[str, list[bytes]]:
         ],
         "bounds of limits": [
             tier_record(1, 1, changed(TIER_LIMITS, LIMITS, **{field: n}))
-            for field, n in (("layout", 0), ("layout", 3), ("debt_first", 2), ("window_ms", 0), ("device_wallets", 17),
+            for field, n in (("layout", 0), ("layout", 9), ("debt_first", 2), ("window_ms", 0), ("device_wallets", 17),
                              ("attempts_window_ms", 0), ("attempts_window_ms", 24 * HOUR_MS + 1))
         ],
     }  # fmt: skip

@@ -13,6 +13,7 @@ from engine.wire import (
     DETAILS,
     ENTRY_HEADER,
     HASHED_HEADER,
+    IDEMPOTENCY,
     JOURNAL_RECORD,
     LINK,
     ORIGIN,
@@ -111,6 +112,23 @@ def test_records_and_links(clocked: ShardDriver) -> None:
         assert_sound(clocked)
 
 
+def test_what_is_kept_is_journalled_where_the_record_does_not_say_it(clocked: ShardDriver) -> None:
+    """The very bytes that a retry is answered with; assert_sound compares those that the record says."""
+    for at_once in both_ways(clocked):
+        start = clocked.meta()["sequence"]
+        expected = [OK if record[:16][15] not in (30, 31) else "UNDER_REVIEW" for record, *_ in HISTORY]
+        run(clocked, list(zip((record for record, *_ in HISTORY), expected, strict=True)), at_once=at_once)
+        found = read_journal(clocked)[start:]
+        plain = {1, 2, 3, 20, 21, 22, 23, 24, 25, 26, 27}
+        assert {record.id for record in found if record.kept is None} == plain
+        _, *outcomes = clocked.lookup(*(record.id for record in found))
+        for record, packed in zip(found, outcomes, strict=True):
+            if record.kept:
+                assert record.kept == IDEMPOTENCY.unpack(packed.ljust(IDEMPOTENCY.size, b"\0"))
+                assert record.kept["sequence"] == record.sequence
+        assert_sound(clocked)
+
+
 def _link(sequence: int, link: Link | None, expiry: int) -> dict[str, Any] | None:
     if link is None:
         return None
@@ -178,7 +196,7 @@ def test_an_entry_has_only_the_parts_that_it_needs(clocked: ShardDriver) -> None
     assert list(clocked.last_entry()) == [b"h", b"r"]
     asked = [hold_record(6, device=DEVICE), tier_record(7, 1), request_record(8, details_size=4, digest=b"digest-1")]
     assert clocked.statuses([*failed, *asked], details=b"moremore")[4:] == [OK] * 3
-    assert list(clocked.last_entry()) == [b"h", b"r", b"x", b"o", b"l", b"t"]
+    assert list(clocked.last_entry()) == [b"h", b"r", b"x", b"o", b"l", b"t", b"k"]
     assert_sound(clocked)
 
 
@@ -192,11 +210,11 @@ def test_the_hash_of_an_entry(clocked: ShardDriver) -> None:
     first, last = before["sequence"] + 1, before["sequence"] + 3
     assert (header["first_sequence"], header["last_sequence"], header["epoch"]) == (first, last, 1)
     assert header["time_ms"] == clocked.server_ms()
-    sizes = (DETAILS.size + 4, ORIGIN.size, LINK.size)
-    assert [len(entry[name]) for name in (b"x", b"o", b"l", b"t")] == [*sizes, TIER_CHANGE.size]
+    sizes = (DETAILS.size + 4, ORIGIN.size, LINK.size, TIER_CHANGE.size)
+    assert [len(entry[name]) for name in (b"x", b"o", b"l", b"t", b"k")] == [*sizes, IDEMPOTENCY.size]
     assert len(entry[b"r"]) == 3 * JOURNAL_RECORD.size == 3 * (16 + CONTENT.size + AFTER.size)
     place = HASHED_HEADER.struct.pack(1, first, last, clocked.server_ms(), *sizes)
-    parts = b"".join(entry[name] for name in (b"r", b"x", b"o", b"l", b"t"))
+    parts = b"".join(entry[name] for name in (b"r", b"x", b"o", b"l", b"t", b"k"))
     assert header["hash"] == hashlib.sha1(before["hash"] + place + parts).hexdigest().encode()
     assert header["previous_hash"] == before["hash"]
     assert clocked.meta()["hash"] == header["hash"]

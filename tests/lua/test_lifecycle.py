@@ -10,9 +10,11 @@ import redis
 from engine.domain.transfer import Kind
 from engine.library import library_code
 from engine.wire import JOURNAL_RECORD, ZERO_HASH
+from tests.fixtures.cli import wait_for
 from tests.fixtures.shard import (
     DEPLOYMENT,
     FINGERPRINT,
+    OUTSIDE,
     ShardDriver,
     capture_record,
     hold_record,
@@ -199,6 +201,35 @@ def test_nothing_ends_a_generation_on_a_closed_shard(funded: ShardDriver) -> Non
     before = funded.image()
     assert funded.call("hotledger_end_generation", 1, 1) == 0
     assert funded.image() == before
+
+
+def test_short_memory_refuses_payments_and_loses_none(funded: ShardDriver) -> None:
+    """Before the server itself refuses every write: so replays are answered, the persister goes on, and so do payments
+    once there is memory again."""
+    redis_, numbers, posted = funded.redis, iter(range(10_000, 10_000_000)), 0
+    redis_.setrange("filler", 60_000_000, b"x")
+    used = redis_.info("memory")["used_memory"]
+    redis_.config_set("maxmemory", int((used + 2_000_000) / 0.9))
+    try:
+        refused: list[bytes] = []
+        while not refused:
+            batch = [request_record(next(numbers), Kind.TOP_UP, OUTSIDE, 1, 1) for _ in range(1024)]
+            statuses = funded.statuses(batch)
+            posted += statuses.count("POSTED")
+            refused = [record for record, status in zip(batch, statuses, strict=True) if status == "LEDGER_BACKLOG"]
+            assert len(refused) + statuses.count("POSTED") == len(batch)
+        assert posted, "there was room at first"
+        assert funded.one(request_record(10_000, Kind.TOP_UP, OUTSIDE, 1, 1)).replayed
+        assert funded.balance(1) == (1000 + posted, 0)
+        sequence = funded.meta()["sequence"]
+        funded.call("hotledger_advance", 1, sequence, 0)
+        redis_.config_set("maxmemory", 2 * used)
+        wait_for(lambda: set(funded.statuses(refused)) == {"POSTED"})
+        assert funded.balance(1) == (1000 + posted + len(refused), 0)
+    finally:
+        redis_.config_set("maxmemory", 0)
+        redis_.delete("filler")
+    assert_sound(funded)
 
 
 def test_a_full_server_refuses_payments_but_lets_the_journal_be_trimmed(funded: ShardDriver) -> None:

@@ -174,7 +174,7 @@ class Stories:
         self._random.shuffle(chain)
         chain = chain[: self._random.randint(2, len(chain))]
         if self._random.random() < 0.7:
-            chain.append(self._pay(wallet, other, state.available + 1000))
+            chain.append(self._pay(wallet, other, max(state.available, 0) + 1000))
         last = len(chain) - 1
         linked = [
             Asked(asked.id, asked.request._replace(linked=at < last))  # type: ignore[call-arg, union-attr]

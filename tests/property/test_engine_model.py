@@ -25,7 +25,7 @@ from engine import Engine, HoldState, Kind, Outcome, Refund, Rule, Status
 from engine.domain.ids import as_uuid8
 from engine.domain.wallet import FLAG_CLOSED, FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN
 from engine.requests import pack_limits
-from engine.wire import HOLD
+from engine.wire import HOLD, IDEMPOTENCY
 from tests.fixtures.clock import Clock, clocked_library
 from tests.fixtures.servers import wipe_redis
 from tests.fixtures.shard import ShardDriver, new_shard, reference_record
@@ -69,6 +69,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         self.engine: Engine = self.runner.run(self.context.__aenter__())
         self.model = Model(ledger=self.ledger)
         self.replay = Replay()
+        self.generations = [0]
         self.ids = 0
 
     def begin_shard(self) -> ShardDriver:
@@ -168,6 +169,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         self.shard.call("hotledger_advance", meta["epoch"], meta["sequence"], 0)
         assert self.shard.call("hotledger_end_generation", meta["epoch"], meta["generation"]) == 1
         self.model.end_generation(self.clock.now_ms)
+        self.generations.append(self.shard.meta()["sequence"])
 
     def reopen(self) -> None:
         self.shard.call("hotledger_close")
@@ -264,6 +266,17 @@ class EngineAgainstModel(RuleBasedStateMachine):
         for id, (total, _) in state.refunded.items():
             assert replay.refunded[id.bytes] == total <= replay.moved[id.bytes]
         assert replay.tiers == {tier: pack_limits(limits) for tier, limits in state.tiers.items()}
+
+    @invariant()
+    def the_journal_says_what_was_answered(self) -> None:
+        """Of all that was accepted in the two generations, so that a retry after a rebuild gets the same answer."""
+        meta, kept = self.shard.meta(), {}
+        for number in (meta["generation"] - 1, meta["generation"]):
+            kept |= self.client.hgetall(self.shard.keys.idempotency(number))
+        since = self.generations[-2] if len(self.generations) > 1 else 0
+        for id, outcome in self.replay.outcomes.items():
+            if outcome["sequence"] > since:
+                assert IDEMPOTENCY.unpack(kept[id].ljust(IDEMPOTENCY.size, b"\0")) == outcome
 
 
 def _says_nothing_of_wallets(answer: Answer) -> bool:

@@ -17,10 +17,12 @@ from persister.journal import LINKED_KINDS, Place, decode
 from persister.legs import changes_of, legs_of
 from persister.states import ALL_FLAGS, UNCHANGED, state_changes_of
 from persister.sweeper import expiry_request
-from tests.fixtures.journal import BEGINNING, batch, entry, id_of, link, origin, packed, record, tier_change
+from tests.fixtures.journal import BEGINNING, batch, entry, id_of, kept_of, link, origin, packed, record, tier_change
 
 WALLET, SHOP = 1, 2
 RAISED = link(2, 9, purpose=Kind.PAYMENT, remaining=55)
+HELD = record(1, Kind.HOLD, 1, 2, 5)
+OF_HELD = link(1, 1, purpose=Kind.PAYMENT, remaining=5)
 RATES = tier_change(1, 7, review=4, max_amount=500)
 
 
@@ -66,6 +68,12 @@ class TestDecode:
             ([record(1, Kind.PAYMENT, 1, 2, 5)], {"origins": origin(float("nan"))}, "sequence is nan"),
             ([record(1, Kind.PAYMENT, 1, 2, 5)], {"origins": origin(1.5)}, "sequence is 1.5"),
             ([record(1, Kind.HOLD, 1, 2, 5)], {"links": link(1, 1, remaining=2.0**53)}, "remaining is 90071992547409"),
+            ([HELD], {"links": OF_HELD, "kept": b""}, "kind 7 lacks its kept outcome"),
+            ([record(1, Kind.SET_TIER, 1, 0, 7)], {"kept": kept_of(1, b"", kind=3)}, "kind 21 has a kept outcome"),
+            ([HELD], {"links": OF_HELD, "kept": kept_of(1, b"", kind=7, status=100)}, "none of an accepted"),
+            ([HELD], {"links": OF_HELD, "kept": kept_of(1, b"", kind=7, replayed=1)}, "none of an accepted"),
+            ([HELD], {"links": OF_HELD, "kept": kept_of(1, b"", kind=13)}, "none of an accepted"),
+            ([HELD], {"links": OF_HELD, "kept": kept_of(1, b"", kind=7, moved=0.5)}, "moved is 0.5"),
         ],
     )  # fmt: skip
     def test_refuses(self, records: list[bytes], parts: dict[str, bytes], match: str) -> None:
@@ -79,16 +87,17 @@ class TestDecode:
         with pytest.raises(CorruptRecord, match="belongs to no record of its entry"):
             decode(BEGINNING, [first, second])
 
-    @pytest.mark.parametrize("part", ["origins", "links", "tier_changes"])
+    @pytest.mark.parametrize("part", ["origins", "links", "tier_changes", "kept"])
     def test_the_hash_covers_every_part(self, part: str) -> None:
         made = {
             "origins": ([record(1, Kind.PAYMENT, 1, 2, 5)], origin(1)),
             "links": ([record(1, Kind.VOID, 1, 2, 5)], link(1, 9)),
             "tier_changes": ([record(1, Kind.SET_TIER_LIMITS, amount=7)], RATES),
+            "kept": ([record(1, Kind.PAYMENT, 1, 2, 5)], kept_of(1, b"", kind=Kind.PAYMENT, amount=9)),
         }
         records, whole = made[part]
         name, fields = entry(BEGINNING, records, **{part: whole})
-        field = {"origins": b"o", "links": b"l", "tier_changes": b"t"}[part]
+        field = {"origins": b"o", "links": b"l", "tier_changes": b"t", "kept": b"k"}[part]
         fields[field] = whole[:-1] + bytes([whole[-1] ^ 1])
         with pytest.raises(JournalGap, match="its content hashes to"):
             decode(BEGINNING, [(name, fields)])
