@@ -5,6 +5,7 @@ async with Engine.connect(redis_url) as engine:
 """
 
 from engine.client import Engine
+from engine.domain.durability import Durability
 from engine.domain.limits import Rule, TierLimits
 from engine.domain.money import MAX_AMOUNT_MINOR
 from engine.domain.status import Status
@@ -38,6 +39,7 @@ from engine.errors import (
     ShardNotOpen,
     Unavailable,
 )
+from engine.guarantee import Guarantee
 from engine.hold_calls import HoldNow
 from engine.loop import run
 
@@ -45,8 +47,10 @@ __all__ = [
     "MAX_AMOUNT_MINOR",
     "Balance",
     "CorruptRecord",
+    "Durability",
     "Engine",
     "Fatal",
+    "Guarantee",
     "HistoryMismatch",
     "Hold",
     "HoldChange",

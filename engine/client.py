@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 from engine.batcher import MAX_QUEUED, Batcher, ServerClock
 from engine.chains import Placed, batches
+from engine.domain.durability import Durability, check_durability, check_replicas
 from engine.domain.ids import id_deriver, key_fingerprint, origin_digester
 from engine.domain.money import default_exponent, unpack_currency
 from engine.domain.status import NUMBER_OF, Status
 from engine.domain.transfer import Kind, OpenWallet, Outcome, Refund, Request, SetTierLimits, Transfer, WalletChange
 from engine.domain.wallet import MAX_SHARD, Balance, check_user_wallet_id, check_wallet_id, external_wallet_id
+from engine.durability import DurabilityWaits
 from engine.errors import HistoryMismatch, InvalidRequest, LedgerBacklog, OutcomeUnknown, ShardNotOpen, Unavailable
+from engine.guarantee import Guarantee, GuaranteeWatch, PostgresSettings
 from engine.hold_calls import HoldCalls
 from engine.ledger_lookup import LedgerLookup
 from engine.requests import Claim, Packed, RequestPacker
+from engine.servers import RedisServer
 from engine.shard import Shard, connect_redis
 from engine.wallet_calls import WalletCalls
 from engine.wire import ANSWER, MAX_BATCH, WALLET, outcome_of, unpack_replies
@@ -47,12 +52,52 @@ class MoreTerms(TypedDict, total=False):
     ip: str | None
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """The arguments of Engine.connect, checked. Raises InvalidRequest."""
+
+    shard: int
+    scope: str
+    digest_key: bytes | None
+    timeout_ms: int
+    max_queued: int
+    durability: Durability
+    replicas: int
+
+    @classmethod
+    def checked(
+        cls,
+        shard: int,
+        scope: str,
+        digest_key: bytes | None,
+        timeout_ms: int,
+        max_queued: int,
+        durability: str,
+        replicas: int,
+    ) -> EngineSettings:
+        if type(shard) is not int or not 0 <= shard <= MAX_SHARD:
+            raise InvalidRequest("shard", f"an integer from 0 to {MAX_SHARD}", shard)
+        if scope.startswith("\0"):
+            raise InvalidRequest("scope", "text that does not start with NUL", scope)
+        if digest_key is not None and not 16 <= len(digest_key) <= 64:
+            raise InvalidRequest("digest_key", "16 to 64 bytes", f"{len(digest_key)} bytes")
+        if type(max_queued) is not int or max_queued < MAX_BATCH:
+            raise InvalidRequest("max_queued", f"an integer of at least {MAX_BATCH}", max_queued)
+        _check_timeout(timeout_ms)
+        level = check_durability(durability)
+        return cls(shard, scope, digest_key, timeout_ms, max_queued, level, check_replicas(replicas))
+
+
 class Engine(HoldCalls, WalletCalls):
     """Decides payments of one shard. Safe for any number of tasks of one event loop.
 
     Every method that moves money takes an idempotency key: `key` (text, unique within the engine's scope) or `id`
     (a UUID). Sending the same request under it again gives the first answer, marked as replayed.
     Every method takes `timeout_ms`, after which it raises Unavailable (surely not applied) or OutcomeUnknown.
+    Every method that writes takes `durability`: "accepted", "replicated" or "persisted" is what an accepted request
+    has to be before its outcome is returned, a replayed one too; None is the engine's own level. What each level
+    survives on these servers is in `guarantee`. What is not known by the deadline is OutcomeUnknown: the request was
+    accepted, and sending it again waits on. A refusal is returned at once.
     """
 
     def __init__(
@@ -61,18 +106,20 @@ class Engine(HoldCalls, WalletCalls):
         clock: ServerClock,
         packer: RequestPacker,
         ledger: LedgerLookup | None,
-        shard_number: int,
-        timeout_ms: int,
-        max_queued: int,
+        settings: EngineSettings,
+        guarantees: GuaranteeWatch,
     ) -> None:
         self._shard = shard
         self._clock = clock
         self._packer = packer
         self._ledger = ledger
-        self._shard_number = shard_number
-        self._timeout_s = timeout_ms / 1000
+        self._shard_number = settings.shard
+        self._guarantees = guarantees
+        self._timeout_s = settings.timeout_ms / 1000
+        self._level = None if settings.durability is Durability.ACCEPTED else settings.durability
         self._loop = asyncio.get_running_loop()
-        self._batcher = Batcher(shard.post, clock, max_queued=max_queued)
+        self._batcher = Batcher(shard.post, clock, max_queued=settings.max_queued)
+        self._waits = DurabilityWaits(shard, settings.shard, ledger, settings.replicas, settings.max_queued)
         self._currencies: dict[int, str] = {}
 
     @classmethod
@@ -87,62 +134,73 @@ class Engine(HoldCalls, WalletCalls):
         digest_key: bytes | None = None,
         timeout_ms: int = DEFAULT_TIMEOUT_MS,
         max_queued: int = MAX_QUEUED,
+        durability: str = Durability.ACCEPTED,
+        replicas: int = 1,
     ) -> AsyncIterator[Engine]:
         """An engine for `async with`; leaving it waits for the calls in flight.
 
         redis_url: redis://, rediss:// or unix://. postgres_url: lets lookup see beyond the idempotency window.
         scope: the owner of the text keys; two scopes never share one. digest_key: what ids are derived from text
         keys with, at most 64 bytes, the same for every engine of the deployment; by default the deployment's own.
+        durability: the level of calls that name none; replicas: how many a replicated outcome is on, besides the
+        server, 0 to 16. max_queued: requests that wait to be sent, and besides as many calls that wait for durability.
         Raises ServerRefused, LibraryMismatch, HistoryMismatch (another deployment or digest key), Unavailable.
         """
-        _check_settings(shard, scope, digest_key, timeout_ms, max_queued)
+        settings = EngineSettings.checked(shard, scope, digest_key, timeout_ms, max_queued, durability, replicas)
         redis = connect_redis(redis_url)
         connection = Shard(redis, shard)
         ledger = LedgerLookup(postgres_url) if postgres_url else None
         try:
-            engine = await cls._start(connection, ledger, shard, scope, digest_key, timeout_ms, max_queued)
+            engine = await cls._start(connection, ledger, settings)
             try:
                 yield engine
             finally:
-                await engine._batcher.drain()
+                await engine._close()
         finally:
             await connection.close()
             await redis.aclose()
 
     @classmethod
-    async def _start(
-        cls,
-        shard: Shard,
-        ledger: LedgerLookup | None,
-        shard_number: int,
-        scope: str,
-        digest_key: bytes | None,
-        timeout_ms: int,
-        max_queued: int,
-    ) -> Engine:
+    async def _start(cls, shard: Shard, ledger: LedgerLookup | None, settings: EngineSettings) -> Engine:
         loop = asyncio.get_running_loop()
 
-        async def meet() -> Mapping[str, Any]:
-            await shard.prepare()
+        async def meet() -> tuple[RedisServer, Mapping[str, Any]]:
+            server = await shard.prepare()
             meta = (await shard.state()).meta
             if meta is None:
                 raise ShardNotOpen("the server is empty: a persister has to open it first")
-            return meta
+            return server, meta
 
-        meta = await _until(meet, loop.time() + timeout_ms / 1000)
+        server, meta = await _until(meet, loop.time() + settings.timeout_ms / 1000)
         deployment = meta["deployment"]
-        key = deployment if digest_key is None else digest_key
+        key = deployment if settings.digest_key is None else settings.digest_key
         if meta["key_fingerprint"] != key_fingerprint(key):
             raise HistoryMismatch("the digest key is not this deployment's: its ids would pay the same keys twice")
-        if ledger is not None and (known := await ledger.deployment()) is not None and known.id != deployment:
-            raise HistoryMismatch(
-                f"Redis belongs to deployment {UUID(bytes=deployment)}, Postgres to {UUID(bytes=known.id)}"
-            )
-        await shard.connect(deployment)
+        postgres: PostgresSettings | None = None
+        if ledger is not None:
+            known, postgres = await asyncio.gather(ledger.deployment(), ledger.settings())
+            if known is not None and known.id != deployment:
+                raise HistoryMismatch(
+                    f"Redis belongs to deployment {UUID(bytes=deployment)}, Postgres to {UUID(bytes=known.id)}"
+                )
+        ask_postgres = ledger.settings if ledger else None
+        guarantees = GuaranteeWatch(server, ask_postgres, postgres, settings.durability, settings.replicas)
+        await shard.connect(deployment, guarantees.met)
         clock = ServerClock()
         clock.observe(await shard.time_ms(), loop.time())
-        packer = RequestPacker(id_deriver(key), origin_digester(key), scope, shard_number)
-        return cls(shard, clock, packer, ledger, shard_number, timeout_ms, max_queued)
+        packer = RequestPacker(id_deriver(key), origin_digester(key), settings.scope, settings.shard)
+        return cls(shard, clock, packer, ledger, settings, guarantees)
+
+    async def _close(self) -> None:
+        await self._batcher.drain()
+        await self._waits.drain()
+        await self._waits.close()
+        await self._guarantees.close()
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What each level survives on the servers at hand, as it was read at the start or the last reconnect."""
+        return self._guarantees.current
 
     # Wallets
 
@@ -155,6 +213,7 @@ class Engine(HoldCalls, WalletCalls):
         overdraft_limit_minor: int = 0,
         key: str | None = None,
         id: UUID | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Open a wallet, and its currency's external wallet if that is the first of the currency.
@@ -165,12 +224,14 @@ class Engine(HoldCalls, WalletCalls):
         Raises InvalidRequest, Unavailable, OutcomeUnknown.
         """
         opening = OpenWallet(wallet_id, owner_id, currency, overdraft_limit_minor, key, id)
-        [outcome] = await self.open_wallets([opening], timeout_ms=timeout_ms)
+        [outcome] = await self.open_wallets([opening], durability=durability, timeout_ms=timeout_ms)
         if outcome.status is Status.LEDGER_BACKLOG:
             raise _backlog()
         return outcome
 
-    async def open_wallets(self, openings: Sequence[OpenWallet], *, timeout_ms: int | None = None) -> list[Outcome]:
+    async def open_wallets(
+        self, openings: Sequence[OpenWallet], *, durability: str | None = None, timeout_ms: int | None = None
+    ) -> list[Outcome]:
         """Open many wallets, in order; one Outcome each. See open_wallet and post."""
         for opening in openings:
             check_user_wallet_id(opening.wallet_id, "wallet_id")
@@ -179,17 +240,20 @@ class Engine(HoldCalls, WalletCalls):
             OpenWallet(self.external_wallet(currency), 0, currency, default_exponent(currency))
             for currency in currencies
         ]
-        outcomes = await self.post([*externals, *openings], timeout_ms=timeout_ms)
+        outcomes = await self.post([*externals, *openings], durability=durability, timeout_ms=timeout_ms)
         return outcomes[len(externals) :]
 
-    async def define_currency(self, currency: str, exponent: int, *, timeout_ms: int | None = None) -> Outcome:
+    async def define_currency(
+        self, currency: str, exponent: int, *, durability: str | None = None, timeout_ms: int | None = None
+    ) -> Outcome:
         """Say how many digits after the point a currency has, 0 to 8, by opening its external wallet; once for ever.
 
         A currency that nobody defined gets ISO 4217's exponent with its first wallet: 2 for most codes of three
         letters, 0 for codes of other lengths, such as points. Returns POSTED, also as a replay;
         EXISTS_WITH_DIFFERENT_OVERDRAFT_LIMIT or WALLET_EXISTS if it is defined already. Raises as open_wallet.
         """
-        return await self._one(OpenWallet(self.external_wallet(currency), 0, currency, exponent), timeout_ms)
+        opening = OpenWallet(self.external_wallet(currency), 0, currency, exponent)
+        return await self._one(opening, durability, timeout_ms)
 
     async def exponent(self, currency: str, *, timeout_ms: int | None = None) -> int | None:
         """The digits after the point of a currency; None if it has no wallet yet. Raises Unavailable."""
@@ -213,6 +277,7 @@ class Engine(HoldCalls, WalletCalls):
         currency: str | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
         **more: Unpack[MoreTerms],
     ) -> Outcome:
@@ -228,9 +293,10 @@ class Engine(HoldCalls, WalletCalls):
         """
         check_user_wallet_id(debit, "debit")
         check_user_wallet_id(credit, "credit")
+        level = self._level if durability is None else _level(durability)
         deadline_s = self._deadline_s(timeout_ms)
         plain = (debit, credit, amount_minor, key, id, Kind.TRANSFER, currency, reference, metadata)
-        return await self._move(plain, more, deadline_s)
+        return await self._move(plain, more, level, deadline_s)
 
     async def pay(
         self,
@@ -243,15 +309,17 @@ class Engine(HoldCalls, WalletCalls):
         currency: str | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
         **more: Unpack[MoreTerms],
     ) -> Outcome:
         """Pay a merchant's wallet. As transfer; the ledger shows it as a payment."""
         check_user_wallet_id(debit, "debit")
         check_user_wallet_id(merchant, "merchant")
+        level = self._level if durability is None else _level(durability)
         deadline_s = self._deadline_s(timeout_ms)
         plain = (debit, merchant, amount_minor, key, id, Kind.PAYMENT, currency, reference, metadata)
-        return await self._move(plain, more, deadline_s)
+        return await self._move(plain, more, level, deadline_s)
 
     async def top_up(
         self,
@@ -263,11 +331,12 @@ class Engine(HoldCalls, WalletCalls):
         currency: str | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Bring money in: from the external wallet of the wallet's currency to the wallet. As transfer."""
         return await self._external(
-            Kind.TOP_UP, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms, {}
+            Kind.TOP_UP, wallet_id, amount_minor, key, id, currency, reference, metadata, durability, timeout_ms, {}
         )
 
     async def withdraw(
@@ -280,16 +349,32 @@ class Engine(HoldCalls, WalletCalls):
         currency: str | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
         **more: Unpack[MoreTerms],
     ) -> Outcome:
         """Take money out: from the wallet to the external wallet of its currency. As transfer."""
         return await self._external(
-            Kind.WITHDRAWAL, wallet_id, amount_minor, key, id, currency, reference, metadata, timeout_ms, more
+            Kind.WITHDRAWAL,
+            wallet_id,
+            amount_minor,
+            key,
+            id,
+            currency,
+            reference,
+            metadata,
+            durability,
+            timeout_ms,
+            more,
         )
 
     async def post(
-        self, requests: Sequence[Request], *, linked: bool = False, timeout_ms: int | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        linked: bool = False,
+        durability: str | None = None,
+        timeout_ms: int | None = None,
     ) -> list[Outcome]:
         """Decide many requests in the order given; one Outcome each, in that order.
 
@@ -301,9 +386,18 @@ class Engine(HoldCalls, WalletCalls):
         Unavailable if nothing was applied by the deadline, OutcomeUnknown if some of it was or may have been: send
         the whole list again then, what was decided is replayed.
         """
+        level = self._level if durability is None else _level(durability)
         deadline_s = self._deadline_s(timeout_ms)
         if linked:
             requests = [*map(_linked, requests[:-1]), *requests[-1:]]
+        if level is None:
+            return await self._post(requests, deadline_s)
+        with self._waits.call():
+            outcomes = await self._post(requests, deadline_s)
+            await self._waits.until(level, outcomes, deadline_s)
+            return outcomes
+
+    async def _post(self, requests: Sequence[Request], deadline_s: float) -> list[Outcome]:
         packed = [self._packer.pack(request) for request in requests]
         in_chain = _in_chain(requests, packed)
         for at, request in enumerate(requests):
@@ -351,12 +445,25 @@ class Engine(HoldCalls, WalletCalls):
         attachments = b"".join([request.attachment for request in chunk])
         return self._batcher.submit(records, details, attachments, len(chunk), deadline_s)
 
-    async def _one(self, request: Request, timeout_ms: int | None) -> Outcome:
+    async def _one(self, request: Request, durability: str | None, timeout_ms: int | None) -> Outcome:
         """Decide one request; a full backlog is raised."""
+        level = self._level if durability is None else _level(durability)
         deadline_s = self._deadline_s(timeout_ms)
         packed = self._packer.pack(request)
         if packed.linked:
             raise InvalidRequest("linked", "absent in a single call: there is no next request", True)
+        if level is None:
+            return await self._decided(request, packed, deadline_s)
+        return await self._durable(level, self._decided(request, packed, deadline_s), deadline_s)
+
+    async def _durable(self, level: Durability, deciding: Coroutine[Any, Any, Outcome], deadline_s: float) -> Outcome:
+        """What is decided, once it is as durable as that. Raises Overloaded, OutcomeUnknown besides."""
+        with closing(deciding), self._waits.call():
+            outcome = await deciding
+            await self._waits.until(level, [outcome], deadline_s)
+            return outcome
+
+    async def _decided(self, request: Request, packed: Packed, deadline_s: float) -> Outcome:
         outcome = await self._sent(packed, deadline_s)
         if isinstance(request, Refund) and outcome.status in _ASK_THE_LEDGER:
             outcome = await self._refund_claimed(request, outcome, deadline_s)
@@ -433,12 +540,15 @@ class Engine(HoldCalls, WalletCalls):
 
     # Inside
 
-    async def _move(self, plain: PlainTransfer, more: MoreTerms, deadline_s: float) -> Outcome:
+    async def _move(
+        self, plain: PlainTransfer, more: MoreTerms, level: Durability | None, deadline_s: float
+    ) -> Outcome:
         # As _one, without its steps: this is the way of most calls.
         packer = self._packer
-        packed_id, record, details, attachment, _ = (
-            packer.pack(Transfer(*plain, **more)) if more else packer.pack_transfer(*plain)
-        )
+        packed = packer.pack(Transfer(*plain, **more)) if more else packer.pack_transfer(*plain)
+        if level is not None:
+            return await self._durable(level, self._sent(packed, deadline_s), deadline_s)
+        packed_id, record, details, attachment, _ = packed
         reply = await self._batcher.submit(record, details, attachment, 1, deadline_s)
         if reply[0] == _LEDGER_BACKLOG:
             raise _backlog()
@@ -454,11 +564,13 @@ class Engine(HoldCalls, WalletCalls):
         currency: str | None,
         reference: str | None,
         metadata: Mapping[str, Any] | None,
+        durability: str | None,
         timeout_ms: int | None,
         more: MoreTerms,
     ) -> Outcome:
         incoming = kind is Kind.TOP_UP
         check_user_wallet_id(wallet_id, "wallet_id")
+        level = self._level if durability is None else _level(durability)
         deadline_s = self._deadline_s(timeout_ms)
         currency = currency or await self._currency_of(wallet_id, deadline_s)
         if currency is None:
@@ -468,7 +580,7 @@ class Engine(HoldCalls, WalletCalls):
         outside = self.external_wallet(currency)
         debit, credit = (outside, wallet_id) if incoming else (wallet_id, outside)
         plain = (debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata)
-        return await self._move(plain, more, deadline_s)
+        return await self._move(plain, more, level, deadline_s)
 
     async def _outside_of(self, wallet_id: int, currency: str | None, timeout_ms: int | None) -> int:
         """The external wallet of a wallet's currency; of one that is not there, any: the answer will say so."""
@@ -529,6 +641,12 @@ def _place(outcomes: list[Outcome | None], chunk: list[Placed], replies: bytes) 
         outcomes[at] = outcome
 
 
+def _level(durability: str) -> Durability | None:
+    """None for accepted, which needs no waiting. Raises InvalidRequest."""
+    level = check_durability(durability)
+    return None if level is Durability.ACCEPTED else level
+
+
 def _backlog() -> LedgerBacklog:
     return LedgerBacklog("the ledger is too far behind the journal; send the same id again")
 
@@ -568,15 +686,3 @@ def _check_timeout(timeout_ms: int) -> int:
     if type(timeout_ms) is not int or not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
         raise InvalidRequest("timeout_ms", f"an integer from 1 to {MAX_TIMEOUT_MS}", timeout_ms)
     return timeout_ms
-
-
-def _check_settings(shard: int, scope: str, digest_key: bytes | None, timeout_ms: int, max_queued: int) -> None:
-    if type(shard) is not int or not 0 <= shard <= MAX_SHARD:
-        raise InvalidRequest("shard", f"an integer from 0 to {MAX_SHARD}", shard)
-    if scope.startswith("\0"):
-        raise InvalidRequest("scope", "text that does not start with NUL", scope)
-    if digest_key is not None and not 16 <= len(digest_key) <= 64:
-        raise InvalidRequest("digest_key", "16 to 64 bytes", f"{len(digest_key)} bytes")
-    if type(max_queued) is not int or max_queued < MAX_BATCH:
-        raise InvalidRequest("max_queued", f"an integer of at least {MAX_BATCH}", max_queued)
-    _check_timeout(timeout_ms)

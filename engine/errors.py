@@ -56,16 +56,21 @@ class LedgerBacklog(Unavailable):
 
 
 class OutcomeUnknown(HotledgerError):
-    """The deadline passed between send and reply: the transfer may or may not have been applied.
+    """The deadline passed between send and reply: the transfer may or may not have been applied. Or it was accepted,
+    but is not known to be as durable as was asked.
 
-    transfer_ids: what to look up, or to send again unchanged.
+    transfer_ids: what to look up, or to send again unchanged. accepted: it is known to be accepted, and sending it
+    again waits on for its durability. what: happened, in words.
     """
 
-    def __init__(self, transfer_ids: list[UUID]) -> None:
+    def __init__(
+        self, transfer_ids: list[UUID], what: str = "no answer before the deadline", *, accepted: bool = False
+    ) -> None:
         first = f"{transfer_ids[0]}" if transfer_ids else "?"
         more = f" and {len(transfer_ids) - 1} more" if len(transfer_ids) > 1 else ""
-        super().__init__(f"no answer before the deadline for {first}{more}: look it up or send the same id again")
+        super().__init__(f"{what} for {first}{more}: look it up or send the same id again")
         self.transfer_ids = transfer_ids
+        self.accepted = accepted
 
 
 class Fatal(HotledgerError):

@@ -42,7 +42,7 @@ class HoldCalls(ABC):
     _packer: RequestPacker
 
     @abstractmethod
-    async def _one(self, request: Request, timeout_ms: int | None) -> Outcome:
+    async def _one(self, request: Request, durability: str | None, timeout_ms: int | None) -> Outcome:
         """Engine has it."""
 
     @abstractmethod
@@ -70,6 +70,7 @@ class HoldCalls(ABC):
         metadata: Mapping[str, Any] | None = None,
         device: str | None = None,
         ip: str | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Reserve money of the debit wallet for the credit wallet: it moves from available to locked.
@@ -85,7 +86,7 @@ class HoldCalls(ABC):
             debit, credit, amount_minor, key, id, purpose, expires_in_ms, currency, reference, metadata,
             device=device, ip=ip,
         )  # fmt: skip
-        return await self._one(request, timeout_ms)
+        return await self._one(request, durability, timeout_ms)
 
     async def capture(
         self,
@@ -97,6 +98,7 @@ class HoldCalls(ABC):
         id: UUID | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Post part or all of a hold; what is left returns to available, unless final is False.
@@ -111,10 +113,10 @@ class HoldCalls(ABC):
         """
         change = HoldChange(hold_id, Kind.CAPTURE, amount_minor, final, key, id, reference, metadata)
         if key is not None or id is not None:
-            return await self._one(change, timeout_ms)
+            return await self._one(change, durability, timeout_ms)
         if not final:
             raise InvalidRequest("key", "given for a capture that is not final, unless an id is", None)
-        return await self._end(change, timeout_ms)
+        return await self._end(change, durability, timeout_ms)
 
     async def raise_hold(
         self,
@@ -123,6 +125,7 @@ class HoldCalls(ABC):
         *,
         key: str | None = None,
         id: UUID | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Reserve amount_minor more (incremental authorization), under the rules of a new hold. As hold and capture.
@@ -130,7 +133,9 @@ class HoldCalls(ABC):
         A tier's largest single amount is compared with the whole hold. A raise comes from no device; what breaks a rule
         is declined, never reviewed.
         """
-        return await self._one(HoldChange(hold_id, Kind.RAISE_HOLD, amount_minor, True, key, id), timeout_ms)
+        return await self._one(
+            HoldChange(hold_id, Kind.RAISE_HOLD, amount_minor, True, key, id), durability, timeout_ms
+        )
 
     async def void(
         self,
@@ -138,11 +143,12 @@ class HoldCalls(ABC):
         *,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Release what a hold has left. A second void is a replay. Returns POSTED or HOLD_*; raises as capture."""
         change = HoldChange(hold_id, Kind.VOID, reference=reference, metadata=metadata)
-        return await self._end(change, timeout_ms)
+        return await self._end(change, durability, timeout_ms)
 
     async def find_holds(self, hold_ids: Sequence[UUID], *, timeout_ms: int | None = None) -> list[HoldNow | None]:
         """Each hold as it is now, at most 1,024; None for one that Redis does not know (any more)."""
@@ -155,16 +161,18 @@ class HoldCalls(ABC):
 
     # What a fraud rule stopped
 
-    async def approve(self, hold_id: UUID, *, timeout_ms: int | None = None) -> Outcome:
+    async def approve(self, hold_id: UUID, *, durability: str | None = None, timeout_ms: int | None = None) -> Outcome:
         """Let go on what is UNDER_REVIEW: a transfer is posted, a hold may be captured from now on.
 
         Returns POSTED (of a transfer, the transfer_id is what can be refunded), HOLD_NOT_UNDER_REVIEW, or as capture.
         """
-        return await self._end(HoldChange(hold_id, Kind.APPROVE_HOLD), timeout_ms)
+        return await self._end(HoldChange(hold_id, Kind.APPROVE_HOLD), durability, timeout_ms)
 
-    async def reject(self, hold_id: UUID, *, reason: str | None = None, timeout_ms: int | None = None) -> Outcome:
+    async def reject(
+        self, hold_id: UUID, *, reason: str | None = None, durability: str | None = None, timeout_ms: int | None = None
+    ) -> Outcome:
         """Release what is UNDER_REVIEW. As void; reason reaches the ledger."""
-        return await self._end(HoldChange(hold_id, Kind.VOID, metadata=_reason(reason)), timeout_ms)
+        return await self._end(HoldChange(hold_id, Kind.VOID, metadata=_reason(reason)), durability, timeout_ms)
 
     # Top-ups and withdrawals that a provider answers later
 
@@ -179,6 +187,7 @@ class HoldCalls(ABC):
         currency: str | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """A pending top-up: nothing can be spent until confirm(); fail() or its time ends it.
@@ -189,7 +198,7 @@ class HoldCalls(ABC):
         request = Hold(
             outside, wallet_id, amount_minor, key, id, Kind.TOP_UP, expires_in_ms, currency, reference, metadata
         )
-        return await self._one(request, timeout_ms)
+        return await self._one(request, durability, timeout_ms)
 
     async def start_withdrawal(
         self,
@@ -204,6 +213,7 @@ class HoldCalls(ABC):
         metadata: Mapping[str, Any] | None = None,
         device: str | None = None,
         ip: str | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """A pending withdrawal: the money is locked until confirm() takes it out, or fail() or its time gives it back.
@@ -215,19 +225,28 @@ class HoldCalls(ABC):
             wallet_id, outside, amount_minor, key, id, Kind.WITHDRAWAL, expires_in_ms, currency, reference, metadata,
             device=device, ip=ip,
         )  # fmt: skip
-        return await self._one(request, timeout_ms)
+        return await self._one(request, durability, timeout_ms)
 
-    async def confirm(self, pending_id: UUID, psp_reference: str, *, timeout_ms: int | None = None) -> Outcome:
+    async def confirm(
+        self, pending_id: UUID, psp_reference: str, *, durability: str | None = None, timeout_ms: int | None = None
+    ) -> Outcome:
         """The provider's word that a pending top-up or withdrawal happened. Repeating it is a replay.
 
         psp_reference: the provider's, up to 64 characters; another one later is EXISTS_WITH_DIFFERENT_DETAILS.
         Returns POSTED, HOLD_ALREADY_VOIDED after fail(), HOLD_EXPIRED, or HOLD_NOT_FOUND if it comes too early.
         """
-        return await self._end(HoldChange(pending_id, Kind.CAPTURE, reference=psp_reference), timeout_ms)
+        return await self._end(HoldChange(pending_id, Kind.CAPTURE, reference=psp_reference), durability, timeout_ms)
 
-    async def fail(self, pending_id: UUID, reason: str | None = None, *, timeout_ms: int | None = None) -> Outcome:
+    async def fail(
+        self,
+        pending_id: UUID,
+        reason: str | None = None,
+        *,
+        durability: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> Outcome:
         """The provider's word that it did not happen. As confirm; HOLD_ALREADY_CAPTURED after confirm()."""
-        return await self._end(HoldChange(pending_id, Kind.VOID, metadata=_reason(reason)), timeout_ms)
+        return await self._end(HoldChange(pending_id, Kind.VOID, metadata=_reason(reason)), durability, timeout_ms)
 
     # Giving back
 
@@ -240,6 +259,7 @@ class HoldCalls(ABC):
         id: UUID | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Move a transfer's money back, all that is not refunded yet or a part, however old it is.
@@ -250,7 +270,9 @@ class HoldCalls(ABC):
         wallets' states forbid. A transfer that left the idempotency window is looked up in Postgres: without a
         postgres_url it is TRANSFER_NOT_FOUND. Raises as transfer. Rule: lua/lib/refunds.lua; invariant 8.
         """
-        return await self._one(Refund(transfer_id, amount_minor, key, id, Kind.REFUND, reference, metadata), timeout_ms)
+        return await self._one(
+            Refund(transfer_id, amount_minor, key, id, Kind.REFUND, reference, metadata), durability, timeout_ms
+        )
 
     async def chargeback(
         self,
@@ -261,6 +283,7 @@ class HoldCalls(ABC):
         id: UUID | None = None,
         reference: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Reverse a top-up by force, as its bank does: even if the money is spent, or the wallet frozen.
@@ -269,13 +292,13 @@ class HoldCalls(ABC):
         otherwise. Doors must ask for a permission of its own. As refund; of anything but a top-up NOT_REFUNDABLE.
         """
         return await self._one(
-            Refund(transfer_id, amount_minor, key, id, Kind.CHARGEBACK, reference, metadata), timeout_ms
+            Refund(transfer_id, amount_minor, key, id, Kind.CHARGEBACK, reference, metadata), durability, timeout_ms
         )
 
-    async def _end(self, change: HoldChange, timeout_ms: int | None) -> Outcome:
+    async def _end(self, change: HoldChange, durability: str | None, timeout_ms: int | None) -> Outcome:
         """Send a change of a hold under an id derived from the hold, so that a repetition is a replay."""
         id = self._packer.hold_id_of(change.hold_id, _HOW[change.kind])
-        return await self._one(change._replace(id=id), timeout_ms)
+        return await self._one(change._replace(id=id), durability, timeout_ms)
 
 
 def _reason(reason: str | None) -> dict[str, Any] | None:

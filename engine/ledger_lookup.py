@@ -1,7 +1,9 @@
-"""What an engine asks Postgres: who the deployment is, and what became of a transfer that Redis no longer knows."""
+"""What an engine asks Postgres: who the deployment is, how safe the server is, what became of a transfer that Redis no
+longer knows, and whether a request is in the ledger."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -11,7 +13,9 @@ from psycopg import errors
 from engine.domain.status import Status
 from engine.domain.transfer import Outcome
 from engine.errors import Fatal, Unavailable
+from engine.guarantee import PostgresSettings
 from engine.requests import Claim
+from engine.urls import check_postgres_url
 
 
 class Deployment(NamedTuple):
@@ -23,7 +27,7 @@ class LedgerLookup:
     """Short queries, a connection each: they are rare, and must not hold one while idle."""
 
     def __init__(self, postgres_url: str, timeout_s: int = 5) -> None:
-        self._url = postgres_url
+        self._url = check_postgres_url(postgres_url)
         self._timeout_s = timeout_s
 
     async def deployment(self) -> Deployment | None:
@@ -33,6 +37,22 @@ class LedgerLookup:
         except errors.UndefinedTable:
             return None
         return Deployment(row[0].bytes, bytes(row[1])) if row else None
+
+    async def settings(self) -> PostgresSettings:
+        """What the server does to keep what it commits. Raises Unavailable."""
+        row = await self._one(_SETTINGS)
+        assert row is not None
+        return PostgresSettings._make(row)
+
+    async def recorded(self, shard: int, places: Sequence[tuple[int, bytes]]) -> list[bool]:
+        """Of each (sequence, 16-byte id) whether the ledger has that request there. Raises Unavailable, Fatal."""
+        sequences = [sequence for sequence, _ in places]
+        ids = [UUID(bytes=id) for _, id in places]
+        try:
+            row = await self._one(_RECORDED, sequences, ids, shard)
+        except errors.UndefinedTable as error:
+            raise Fatal(f"the database has no ledger: {error}") from error
+        return list(row[0]) if row else []
 
     async def transfer(self, transfer_id: UUID) -> Outcome | None:
         """The outcome of a movement or a hold that the ledger has under the id; None if it has none.
@@ -112,4 +132,16 @@ join ledger_entry e on e.wallet_id = c.wallet_id and e.version = c.wallet_versio
 where h.id = %s
 order by h.sequence desc
 limit 1
+"""
+
+_SETTINGS = """
+select current_setting('fsync')::boolean, current_setting('synchronous_commit'),
+    current_setting('full_page_writes')::boolean, current_setting('synchronous_standby_names')
+"""
+
+# In the order asked.
+_RECORDED = """
+select array_agg(e.id is not null order by asked.number)
+from unnest(%s::bigint[], %s::uuid[]) with ordinality asked (sequence, id, number)
+left join journal_event e on e.shard = %s and e.sequence = asked.sequence and e.id = asked.id
 """

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from engine.errors import Unavailable
+from engine.errors import Fatal, Unavailable
 
 
 class LinkLost(Exception):
@@ -63,26 +64,33 @@ class Link:
 
     prefix: the RESP head of every call, up to the first of its varying arguments.
     silence_s: how long a written call may go unanswered before the connection is given up.
+    meet: looks at the server behind each new connection before anything is written to it; a Fatal of it is raised by
+    the calls from then on, until a server is found that passes.
     """
 
-    def __init__(self, redis: Redis, prefix: bytes, silence_s: float) -> None:
+    def __init__(self, redis: Redis, prefix: bytes, silence_s: float, meet: Callable[[], Awaitable[None]]) -> None:
         self._redis = redis
         self._prefix = prefix
         self._silence_s = silence_s
+        self._meet = meet
         self._loop = asyncio.get_running_loop()
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._failure = "not connected yet"
+        self._refusal: Fatal | None = None
 
     def call(self, *arguments: bytes) -> asyncio.Future[bytes]:
         """Write a call now. The future gives its reply, or raises ReplyError or LinkLost.
 
-        Raises Unavailable if there is no connection; one is being made then, and nothing was written.
+        Raises Unavailable if there is no connection, or the Fatal of a server that did not pass; one is being made
+        then, and nothing was written.
         """
         wire = self._wire
         if wire is None or wire.lost or wire.transport.is_closing():
             self.connect_soon()
+            if self._refusal is not None:
+                raise type(self._refusal)(str(self._refusal))
             raise Unavailable(f"the server cannot be reached: {self._failure}")
         future: asyncio.Future[bytes] = self._loop.create_future()
         if not wire.waiting:
@@ -123,16 +131,29 @@ class Link:
     async def _connect(self) -> None:
         await self._drop()
         try:
-            connection = self._redis.connection_pool.make_connection()
-            await connection.connect()
+            connection = await self._connection()
             # The stream pair that redis-py has just shaken hands over: empty of data, since nothing was asked since.
             wire = _Wire(connection)
             wire.transport.set_protocol(wire)
             self._wire = wire
-        except (RedisError, OSError) as error:
-            self._failure = str(error)
+            self._refusal = None
+        except Fatal as refusal:
+            self._refusal = refusal
+        except (RedisError, OSError, Unavailable) as error:
+            self._failure, self._refusal = str(error), None
         finally:
             self._connecting = None
+
+    async def _connection(self) -> AbstractConnection:
+        """One whose server passed."""
+        connection: AbstractConnection = self._redis.connection_pool.make_connection()
+        try:
+            await connection.connect()
+            await self._meet()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     def _look(self) -> None:
         """Give up a connection whose server is silent: a stopped process keeps its sockets open."""

@@ -13,24 +13,33 @@ from engine.errors import ServerRefused
 
 MIN_REDIS = (7, 2)
 MIN_VALKEY = (8, 0)
-CONFIG_NAMES = ("appendfsync", "no-appendfsync-on-rewrite")
+CONFIG_NAMES = ("appendfsync", "no-appendfsync-on-rewrite", "min-replicas-to-write")
 
 _SECRET_IN_HOST = re.compile(r"(?<=://)([^:@/]*):.*@")
 _SECRET_IN_QUERY = re.compile(r"([?&])((?:ssl)?password)=[^&]*", re.IGNORECASE)
-_SECRET_IN_CONNINFO = re.compile(r"(?<![?&])\b(password|sslpassword)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+_SECRET_IN_CONNINFO = re.compile(
+    r"(?<![?&])\b(password|sslpassword)\s*=\s*('(?:[^'\\]|\\.)*'(?=\s|$)|'.*|\S.*?(?=\s+\w+\s*=|$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 class RedisServer(NamedTuple):
     """A server that passed the checks.
 
     name: 'redis' or 'valkey'. append_only: it writes an append-only file. synced: each write is on disk before its
-    answer (appendfsync always); False too where the settings may not be read.
+    answer (appendfsync always); False too where the settings may not be read. replicas: that are connected.
+    Of the settings, None for one that this user may not read: appendfsync; no_fsync_on_rewrite: whether the syncs stop
+    while the file is rewritten; min_replicas: without how many replicas (min-replicas-to-write) no write is taken.
     """
 
     name: str
     version: str
     append_only: bool
     synced: bool
+    appendfsync: str | None = None
+    no_fsync_on_rewrite: bool | None = None
+    replicas: int = 0
+    min_replicas: int | None = None
 
     @property
     def accepted_survives(self) -> str:
@@ -43,8 +52,8 @@ class RedisServer(NamedTuple):
 def check_redis(info: Mapping[str, Any], config: Mapping[str, Any] | None) -> RedisServer:
     """Judge a server by its replies.
 
-    info: INFO's fields (sections server, memory, persistence). config: CONFIG GET of CONFIG_NAMES, None if this
-    user may not ask. Raises ServerRefused: too old, or it may evict keys.
+    info: INFO's fields (sections server, memory, persistence, replication). config: CONFIG GET of CONFIG_NAMES, None
+    if this user may not ask. Raises ServerRefused: too old, or it may evict keys.
     """
     is_valkey = info.get("server_name") == "valkey" or "valkey_version" in info
     name, version = ("valkey", info.get("valkey_version")) if is_valkey else ("redis", info.get("redis_version"))
@@ -56,10 +65,18 @@ def check_redis(info: Mapping[str, Any], config: Mapping[str, Any] | None) -> Re
     if policy != "noeviction":
         raise ServerRefused(f"maxmemory-policy is {policy}, which may delete balances: set it to noeviction")
     append_only = int(info.get("aof_enabled", 0)) == 1
-    always = config is not None and (
-        config.get("appendfsync") == "always" and config.get("no-appendfsync-on-rewrite") == "no"
+    settings = config or {}
+    appendfsync, on_rewrite, min_replicas = map(settings.get, CONFIG_NAMES)
+    return RedisServer(
+        name,
+        str(version),
+        append_only,
+        append_only and appendfsync == "always" and on_rewrite == "no",
+        appendfsync,
+        None if on_rewrite is None else on_rewrite == "yes",
+        int(info.get("connected_slaves", 0)),
+        None if min_replicas is None else int(min_replicas),
     )
-    return RedisServer(name, str(version), append_only, append_only and always)
 
 
 async def check_redis_server(redis: Redis) -> RedisServer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -42,19 +44,32 @@ from engine.keys import ShardKeys
 from engine.library import ensure_library
 from engine.link import Link, LinkLost, ReplyError
 from engine.servers import RedisServer, check_redis_server
+from engine.urls import check_redis_url
 from engine.wire import META, REPLY_HEADER, WIRE_VERSION
 
 SOCKET_TIMEOUT_S = 5.0
 
 
+class Confirmed(NamedTuple):
+    """What hotledger_confirm answers. persisted: the sequence that the ledger has reached, as the server knows it;
+    held: of each item, whether the server has exactly that answer under that id."""
+
+    persisted: int
+    held: list[bool]
+
+
 class ShardState(NamedTuple):
-    """What hotledger_state answers. meta: the META record's fields, None on an empty server."""
+    """What hotledger_state answers. meta: the META record's fields, None on an empty server. loading: whether a load
+    is under way, or was cut short. max_backlog, max_outcomes: of the open fence, 0 if it is closed."""
 
     is_open: bool
     meta: dict[str, Any] | None
     journal_sequence: int
     replication_id: str
     idempotency_records: int
+    loading: bool = False
+    max_backlog: int = 0
+    max_outcomes: int = 0
 
 
 def connect_redis(url: str, *, connections: int = 8) -> Redis:
@@ -63,7 +78,7 @@ def connect_redis(url: str, *, connections: int = 8) -> Redis:
     connections: more calls at once wait for one.
     """
     pool = BlockingConnectionPool.from_url(
-        url,
+        check_redis_url(url),
         retry=Retry(NoBackoff(), 0),
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=SOCKET_TIMEOUT_S,
@@ -73,16 +88,33 @@ def connect_redis(url: str, *, connections: int = 8) -> Redis:
     return Redis.from_pool(pool)
 
 
+def check_access(missing: Sequence[bytes]) -> None:
+    """missing: what hotledger_access answers. Raises ServerRefused: post could stop between its writes."""
+    if missing:
+        names = ", ".join(sorted({name.decode() for name in missing}))
+        raise ServerRefused(f"the Redis user may not {names}: post needs that; `hotledger acl` prints the rules")
+
+
 def unpack_state(reply: Sequence[Any]) -> ShardState:
-    is_open, meta, journal_sequence, replication_id, records = reply
+    is_open, meta, journal_sequence, replication_id, records, loading, max_backlog, max_outcomes = reply
     return ShardState(
         is_open == 1,
         META.unpack(meta) if meta else None,
         int(journal_sequence),
         replication_id.decode(),
         int(records),
+        loading == 1,
+        int(max_backlog),
+        int(max_outcomes),
     )
 
+
+def unpack_confirmed(reply: Sequence[Any]) -> Confirmed:
+    persisted, flags = reply
+    return Confirmed(int(persisted), [flag == _HELD for flag in flags])
+
+
+_HELD = ord("1")
 
 _WORD_OF: dict[type[Exception], str] = {
     BusyLoadingError: "LOADING",
@@ -130,7 +162,7 @@ def meaning_of(error: Exception) -> Exception:
         return HistoryMismatch(f"this is not the server that the engine connected to: {text}")
     if word in ("WIRE", "INVALID"):
         return LibraryMismatch(f"the server's library does not take this engine's requests: {text}")
-    if word in ("NOAUTH", "NOPERM", "WRONGPASS"):
+    if word in ("NOAUTH", "NOPERM", "WRONGPASS") or "ACL failure" in text:
         return ServerRefused(f"the server's access rules refuse this user: {text}")
     return Fatal(f"the server answered with an unknown error: {text}")
 
@@ -144,12 +176,25 @@ class Shard:
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._may_load = True
+        self._deployment = b""
 
-    async def connect(self, deployment: bytes) -> None:
-        """Make the link that post uses. deployment: the 16-byte id that the server's shard must have."""
+    async def connect(self, deployment: bytes, met: Callable[[RedisServer], None] | None = None) -> None:
+        """Make the link that post uses. deployment: the 16-byte id that the server's shard must have.
+
+        met: called with the server behind each new link, once it passed the checks.
+        """
+        self._deployment = deployment
+
+        async def meet() -> None:
+            with errors_translated():
+                server = await check_redis_server(self._redis)
+            if met is not None:
+                met(server)
+
         head = (b"FCALL", b"hotledger_post", b"1", self.keys.tag, b"%d" % WIRE_VERSION, deployment)
         prefix = b"*%d\r\n" % (len(head) + 4) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in head)
-        self._link = Link(self._redis, prefix, SOCKET_TIMEOUT_S)
+        self._link = Link(self._redis, prefix, SOCKET_TIMEOUT_S, meet)
         await self._link.connected()
 
     async def close(self) -> None:
@@ -168,13 +213,16 @@ class Shard:
         except Unavailable as error:
             answer.set_exception(NotApplied(error))
             return answer
+        except Fatal as error:
+            answer.set_exception(error)
+            return answer
 
         def translate(done: asyncio.Future[bytes]) -> None:
             error = done.exception()
             if error is None:
                 answer.set_result(done.result())
-            elif _function_is_missing(error):
-                self._reload_soon()
+            elif function_is_missing(error):
+                self.reload_soon()
                 answer.set_exception(NotApplied(ShardNotOpen("the server had lost its function library")))
             else:
                 answer.set_exception(meaning_of(error) if isinstance(error, Exception) else error)
@@ -205,43 +253,71 @@ class Shard:
         header, record = await self._read("hotledger_lookup", transfer_id)
         return int(REPLY_HEADER.struct.unpack(header)[0]), record
 
+    def confirmation(self, items: bytes, *, write: bool) -> tuple[bytes | int, ...]:
+        """The command that asks for packed CONFIRMATIONs; see lua/functions/confirm.lua."""
+        return (b"FCALL", b"hotledger_confirm", 1, self.keys.tag, self._deployment, items, int(write))
+
+    async def confirm(self, items: bytes) -> Confirmed:
+        """Whether the server has what packed CONFIRMATIONs say, at most MAX_BATCH. Raises Unavailable."""
+        return unpack_confirmed(await self._call(*self.confirmation(items, write=False)))
+
+    def own_connection(self) -> AbstractConnection:
+        """One that is not of the pool, for who cares which connection wrote what; not connected yet."""
+        connection: AbstractConnection = self._redis.connection_pool.make_connection()
+        return connection
+
+    def subscriber(self) -> PubSub:
+        """For messages; it takes a connection of the pool when it subscribes."""
+        return self._redis.pubsub()
+
     async def prepare(self) -> RedisServer:
         """Judge the server and load the library if need be. Raises ServerRefused, LibraryMismatch, Unavailable."""
-        with _errors_translated():
+        with errors_translated():
             server = await check_redis_server(self._redis)
             await ensure_library(self._redis)
-            return server
+        check_access(await self._read("hotledger_access"))
+        return server
 
     async def time_ms(self) -> float:
-        with _errors_translated():
+        with errors_translated():
             seconds, microseconds = await self._redis.time()
             return float(seconds * 1000 + microseconds / 1000)
 
     async def _read(self, function: str, *args: bytes) -> Any:
-        """Call a function that writes nothing. Every failure to reach it is Unavailable: reading again is safe."""
-        with _errors_translated():
+        """Call a function that writes nothing. Raises as _call."""
+        return await self._call("FCALL_RO", function, 1, self.keys.tag, *args)
+
+    async def _call(self, *command: Any) -> Any:
+        """For what may simply be called again: every failure to reach it is Unavailable."""
+        with errors_translated():
             try:
-                return await self._redis.execute_command("FCALL_RO", function, 1, self.keys.tag, *args)
+                return await self._redis.execute_command(*command)
             except ResponseError as error:
-                if not _function_is_missing(error):
+                if not function_is_missing(error):
                     raise
             await self._reload()
             raise ShardNotOpen("the server had lost its function library; it is loaded again")
 
-    def _reload_soon(self) -> None:
+    def reload_soon(self) -> None:
+        """Load the library again; for who found that the server has lost it."""
         if self._reloading is None or self._reloading.done():
             self._reloading = self._loop.create_task(self._reload())
 
     async def _reload(self) -> None:
+        if not self._may_load:
+            return
         structlog.get_logger().warning("library.lost", shard=self.keys.tag.decode())
         try:
             await ensure_library(self._redis)
+        except ShardNotOpen as error:
+            self._may_load = False
+            structlog.get_logger().warning("library.left_to_persisters", reason=str(error))
         except (RedisError, OSError, LibraryMismatch) as error:
             structlog.get_logger().error("library.not_loaded", error=str(error))  # the next call tries again
 
 
 @contextmanager
-def _errors_translated() -> Iterator[None]:
+def errors_translated() -> Iterator[None]:
     """For calls that may simply be made again: what is no one's fault becomes Unavailable."""
     try:
         yield
@@ -254,5 +330,5 @@ def _errors_translated() -> Iterator[None]:
         raise meant from error
 
 
-def _function_is_missing(error: BaseException) -> bool:
+def function_is_missing(error: BaseException) -> bool:
     return isinstance(error, ResponseError | ReplyError) and "Function not found" in str(error)

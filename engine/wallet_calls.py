@@ -19,7 +19,7 @@ class WalletCalls(ABC):
     """A part of Engine, which see; what it needs of it are the declarations below."""
 
     @abstractmethod
-    async def _one(self, request: Request, timeout_ms: int | None) -> Outcome:
+    async def _one(self, request: Request, durability: str | None, timeout_ms: int | None) -> Outcome:
         """Engine has it."""
 
     @abstractmethod
@@ -34,6 +34,7 @@ class WalletCalls(ABC):
         credits: bool = True,
         key: str | None = None,
         id: UUID | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Let no money leave (debits), arrive (credits), or both. Holds stay; they cannot be captured meanwhile.
@@ -42,7 +43,7 @@ class WalletCalls(ABC):
         Raises as open_wallet. Rule: lua/lib/wallet_changes.lua.
         """
         value = _frozen(debits, credits)
-        return await self._one(WalletChange(wallet_id, Kind.FREEZE, value, key, id), timeout_ms)
+        return await self._one(WalletChange(wallet_id, Kind.FREEZE, value, key, id), durability, timeout_ms)
 
     async def unfreeze(
         self,
@@ -52,21 +53,28 @@ class WalletCalls(ABC):
         credits: bool = True,
         key: str | None = None,
         id: UUID | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Undo freeze, for debits, credits or both. As freeze."""
         value = _frozen(debits, credits)
-        return await self._one(WalletChange(wallet_id, Kind.UNFREEZE, value, key, id), timeout_ms)
+        return await self._one(WalletChange(wallet_id, Kind.UNFREEZE, value, key, id), durability, timeout_ms)
 
     async def close_wallet(
-        self, wallet_id: int, *, key: str | None = None, id: UUID | None = None, timeout_ms: int | None = None
+        self,
+        wallet_id: int,
+        *,
+        key: str | None = None,
+        id: UUID | None = None,
+        durability: str | None = None,
+        timeout_ms: int | None = None,
     ) -> Outcome:
         """Close a wallet for good. Returns POSTED; WALLET_NOT_EMPTY unless it has nothing, no debt and no open hold.
 
         Holds of others in its favour, pending top-ups among them, stay open and can only be voided then: list them
         first. A chargeback still reaches it.
         """
-        return await self._one(WalletChange(wallet_id, Kind.CLOSE_WALLET, 0, key, id), timeout_ms)
+        return await self._one(WalletChange(wallet_id, Kind.CLOSE_WALLET, 0, key, id), durability, timeout_ms)
 
     async def set_overdraft_limit(
         self,
@@ -75,10 +83,13 @@ class WalletCalls(ABC):
         *,
         key: str | None = None,
         id: UUID | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """How far below zero available may go, 0 to 2^53-1. A wallet below a lowered limit can only be credited."""
-        return await self._one(WalletChange(wallet_id, Kind.SET_OVERDRAFT_LIMIT, limit_minor, key, id), timeout_ms)
+        return await self._one(
+            WalletChange(wallet_id, Kind.SET_OVERDRAFT_LIMIT, limit_minor, key, id), durability, timeout_ms
+        )
 
     async def set_tier(
         self,
@@ -87,13 +98,14 @@ class WalletCalls(ABC):
         *,
         key: str | None = None,
         id: UUID | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Put the wallet under a tier's limits; 0 for none. TIER_NOT_FOUND if the tier has no limits yet.
 
         Tier 0 forgets what was used of limits so far, and a debt that was set aside.
         """
-        return await self._one(WalletChange(wallet_id, Kind.SET_TIER, tier, key, id), timeout_ms)
+        return await self._one(WalletChange(wallet_id, Kind.SET_TIER, tier, key, id), durability, timeout_ms)
 
     async def set_tier_limits(
         self,
@@ -102,10 +114,11 @@ class WalletCalls(ABC):
         *,
         key: str | None = None,
         id: UUID | None = None,
+        durability: str | None = None,
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Give a tier, 1 to 65,535, new limits; see TierLimits. Returns POSTED. Raises InvalidRequest by field."""
-        return await self._one(SetTierLimits(tier, limits, key, id), timeout_ms)
+        return await self._one(SetTierLimits(tier, limits, key, id), durability, timeout_ms)
 
     async def tier_limits(self, tier: int, *, timeout_ms: int | None = None) -> TierLimits | None:
         """What wallets of a tier are allowed; None if it has no limits. Raises Unavailable."""

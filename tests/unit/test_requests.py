@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from inspect import iscoroutinefunction, signature
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from engine import (
+    Durability,
     Engine,
     Fatal,
     Hold,
@@ -25,9 +27,12 @@ from engine import (
 )
 from engine.batcher import ServerClock
 from engine.chains import batches
+from engine.client import EngineSettings
 from engine.domain.ids import id_deriver, origin_digester
 from engine.domain.limits import NO_LIMIT
+from engine.guarantee import GuaranteeWatch
 from engine.requests import Packed, RequestPacker, as_chain, pack_limits, unpack_limits
+from engine.servers import RedisServer
 from engine.wire import ATTACHMENTS, CONTENT, MAX_BATCH, REQUEST, TERMS
 
 KEY = b"a digest key for these tests"
@@ -57,7 +62,10 @@ class NoShard:
 def new_engine() -> Engine:
     """Inside an event loop."""
     shard: Any = NoShard()
-    return Engine(shard, ServerClock(), new_packer(), None, 0, 1000, 65_536)
+    settings = EngineSettings.checked(0, "", None, 1000, 65_536, Durability.ACCEPTED, 1)
+    server = RedisServer("valkey", "9.1", append_only=True, synced=True)
+    guarantees = GuaranteeWatch(server, None, None, settings.durability, settings.replicas)
+    return Engine(shard, ServerClock(), new_packer(), None, settings, guarantees)
 
 
 GOOD: dict[str, Any] = {
@@ -317,6 +325,79 @@ def test_bad_calls_name_the_field_and_send_nothing(
 
     with pytest.raises(InvalidRequest) as caught:
         asyncio.run(call())
+    assert caught.value.field == field
+
+
+WRITES: dict[str, tuple[Any, ...]] = {
+    "transfer": (1, 2, 5),
+    "pay": (1, 2, 5),
+    "top_up": (1, 5),
+    "withdraw": (1, 5),
+    "hold": (1, 2, 5),
+    "capture": (ID, 5),
+    "raise_hold": (ID, 5),
+    "void": (ID,),
+    "approve": (ID,),
+    "reject": (ID,),
+    "start_top_up": (1, 5),
+    "start_withdrawal": (1, 5),
+    "confirm": (ID, "psp"),
+    "fail": (ID,),
+    "refund": (ID,),
+    "chargeback": (ID,),
+    "freeze": (1,),
+    "unfreeze": (1,),
+    "close_wallet": (1,),
+    "set_overdraft_limit": (1, 5),
+    "set_tier": (1, 1),
+    "set_tier_limits": (1, TierLimits()),
+    "define_currency": ("USD", 2),
+    "open_wallet": (1, 1, "USD"),
+    "open_wallets": ([OpenWallet(1, 1, "USD")],),
+    "post": ([Transfer(1, 2, 5, key="k")],),
+}
+
+
+def test_every_write_is_there() -> None:
+    """Whatever is public and takes no durability only reads."""
+    public = {name: getattr(Engine, name) for name in dir(Engine) if not name.startswith("_")}
+    coroutines = {name: signature(method) for name, method in public.items() if iscoroutinefunction(method)}
+    assert {name for name, its in coroutines.items() if "durability" in its.parameters} == set(WRITES)
+    assert set(coroutines) - set(WRITES) == {"balance", "balances", "exponent", "find_holds", "lookup", "tier_limits"}
+
+
+@pytest.mark.parametrize("method", WRITES)
+def test_an_unknown_durability_sends_nothing(method: str) -> None:
+    keywords = {
+        name for name, its in signature(getattr(Engine, method)).parameters.items() if its.kind is its.KEYWORD_ONLY
+    }
+    options = {name: value for name, value in (("key", "k"), ("currency", "USD")) if name in keywords}
+
+    async def call() -> None:
+        await getattr(new_engine(), method)(*WRITES[method], **options, durability="forever")
+
+    with pytest.raises(
+        InvalidRequest, match="durability must be one of accepted, replicated, persisted, not 'forever'"
+    ):
+        asyncio.run(call())
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"durability": "safe"}, "durability"),
+        ({"durability": None}, "durability"),
+        ({"replicas": -1}, "replicas"),
+        ({"replicas": 17}, "replicas"),
+        ({"replicas": True}, "replicas"),
+        ({"max_queued": 1023}, "max_queued"),
+        ({"shard": -1}, "shard"),
+    ],
+)
+async def test_bad_settings_of_an_engine(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        async with Engine.connect("redis://127.0.0.1:1", **settings):
+            raise AssertionError("it connected")
     assert caught.value.field == field
 
 
