@@ -1,0 +1,1 @@
+SELECT sequence FROM shard_state WHERE shard = %(shard)s
