@@ -9,9 +9,13 @@ from typing import Annotated
 
 import typer
 
+from bench import durability as durability_bench
 from bench import engine as engine_bench
+from bench import http as http_bench
 from bench import ledger as ledger_bench
 from bench import prototype
+from bench import reconcile as reconcile_bench
+from bench import recovery as recovery_bench
 from bench.report import report
 from bench.scene import progress
 from gateway.logs import configure_logs
@@ -76,6 +80,62 @@ def ledger(
     """How fast payments reach the ledger: the persister alone, under load, and on an idle system."""
     sizes = ledger_bench.QUICK if quick else ledger_bench.Sizes(seconds, rounds, transfers)
     report("Ledger", ledger_bench.cases(sizes, directory), as_json=as_json)
+
+
+@app.command()
+def recovery(
+    as_json: Json = False,
+    wallets: Annotated[int, typer.Option(min=4000, help="In the ledger that is loaded.")] = 1_000_000,
+    outcomes: Annotated[int, typer.Option(min=4000, help="In the idempotency window.")] = 1_000_000,
+    quick: Quick = False,
+    directory: Directory = None,
+) -> None:
+    """How long Redis takes to be made anew from the ledger, and to get what it lacks."""
+    sizes = recovery_bench.QUICK if quick else recovery_bench.Sizes(wallets, outcomes)
+    report("Recovery", recovery_bench.cases(sizes, directory), as_json=as_json)
+
+
+@app.command()
+def http(
+    as_json: Json = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long one run of a case lasts.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each case; the median counts.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that serve.")] = 1,
+    quick: Quick = False,
+    directory: Directory = None,
+) -> None:
+    """How fast the HTTP service takes payments, with servers, persister and load on this machine."""
+    sizes = http_bench.QUICK if quick else http_bench.Sizes(seconds, rounds, workers)
+    report("HTTP", http_bench.cases(sizes, directory), as_json=as_json)
+
+
+@app.command()
+def durability(
+    as_json: Json = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each level is offered payments in a round.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all levels; the median counts.")] = 3,
+    rate: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Payments offered a second.")
+    ] = durability_bench.RATE_PER_S,
+    quick: Quick = False,
+    directory: Directory = None,
+) -> None:
+    """What a payment's answer takes when it shall be accepted, replicated, or persisted, at an even rate."""
+    sizes = durability_bench.QUICK if quick else durability_bench.Sizes(seconds, rounds, rate)
+    report("Durability", durability_bench.cases(sizes, directory), as_json=as_json)
+
+
+@app.command()
+def reconcile(
+    as_json: Json = False,
+    wallets: Annotated[int, typer.Option(min=1000, help="To compare.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each comparison; the median counts.")] = 3,
+    quick: Quick = False,
+    directory: Directory = None,
+) -> None:
+    """How long it takes to compare every wallet of Redis with the ledger, idle and under load."""
+    sizes = reconcile_bench.QUICK if quick else reconcile_bench.sizes(wallets, rounds)
+    report("Reconcile", reconcile_bench.cases(sizes, directory), as_json=as_json)
 
 
 def main() -> None:

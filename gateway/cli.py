@@ -9,17 +9,25 @@ import threading
 import typer
 
 from gateway.commands import (
+    access,
     chain,
     currencies,
     demo,
+    doctor,
+    erase,
+    guarantee,
     holds,
+    keys,
     ledger,
     money,
     pending,
+    recover,
     replay,
     reviews,
+    serve,
     servers,
     tiers,
+    torture,
     wallets,
 )
 from gateway.exits import MEANINGS, Exit, cause_of, exit_of, message_of
@@ -45,15 +53,27 @@ Exit status:
 Environment:
 HOTLEDGER_REDIS_URL, HOTLEDGER_POSTGRES_URL  servers to use; both or neither
 HOTLEDGER_DIGEST_KEY                         secret of 16 to 64 bytes that ids are derived from keys with
+HOTLEDGER_ACL_PASSWORD                       for `acl`: the password that the printed rules have the hash of
 HOTLEDGER_LOG_LEVEL, HOTLEDGER_LOG_FORMAT    debug, info, warning, error; console, json
 """
 
-app = typer.Typer(name="hotledger", help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+app = typer.Typer(
+    name="hotledger",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # they hold URLs with their passwords
+)
 app.command()(demo.demo)
 app.command()(replay.replay)
 app.command()(ledger.reconcile)
+app.command("verify-chain")(ledger.verify_chain)
+app.command()(doctor.doctor)
 app.command()(servers.up)
 app.command()(servers.persist)
+app.command()(serve.serve)
+app.add_typer(keys.key, name="key")
 app.add_typer(wallets.wallet, name="wallet")
 app.command()(money.transfer)
 app.command()(money.pay)
@@ -70,6 +90,11 @@ app.add_typer(reviews.review, name="review")
 app.add_typer(reviews.declined, name="declined")
 app.command()(ledger.statement)
 app.command()(servers.migrate)
+app.command()(guarantee.guarantee)
+app.command()(recover.recover)
+app.command()(erase.erase)
+app.command()(access.acl)
+app.command()(torture.torture)
 app.command()(money.lookup)
 
 

@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import psycopg
 import redis
+from psycopg import errors
 
 from engine.errors import Fatal, InvalidRequest, OutcomeUnknown, Unavailable
 from engine.servers import redact_url
@@ -23,6 +24,8 @@ class Exit(IntEnum):
     UNKNOWN = 4
     FATAL = 5
     UNDER_REVIEW = 6
+    AMBER = 7
+    RED = 8
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -35,13 +38,15 @@ MEANINGS = """\
 4    the outcome is unknown: look it up, or send the same key again
 5    fatal: something is broken and a person has to look
 6    under review: a fraud rule locked the money until an operator approves or rejects it
+7    doctor: something is amber
+8    doctor: something is red
 130  ended by Ctrl-C; what was sent is decided, send it again with the same keys to learn how
 143  ended by SIGTERM, likewise"""
 
 _STATUS_OF: tuple[tuple[tuple[type[Exception], ...], Exit], ...] = (
     ((InvalidRequest, BadRow, UnreadableFile), Exit.USAGE),
     ((OutcomeUnknown,), Exit.UNKNOWN),
-    ((Fatal,), Exit.FATAL),
+    ((Fatal, errors.InsufficientPrivilege), Exit.FATAL),
     ((Unavailable, DataDirectoryBusy, EmbeddedServerError), Exit.UNAVAILABLE),
     ((psycopg.OperationalError, psycopg.InterfaceError), Exit.UNAVAILABLE),
     ((redis.ConnectionError, redis.TimeoutError), Exit.UNAVAILABLE),

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from engine import Kind, Outcome, Rule, Status
 from persister.report import Report
+from persister.verify import ChainVerifier
 
 MAX_DIFFERENCES_SHOWN = 50
 
@@ -149,6 +150,43 @@ def print_report(report: Report) -> None:
     if report.total > MAX_DIFFERENCES_SHOWN:
         say(f"... and {report.total - MAX_DIFFERENCES_SHOWN} more; --json lists those that were kept")
     say("Reconciled: no difference." if report.ok else f"NOT reconciled: {report.total} differences.")
+
+
+def chain_json(verified: ChainVerifier) -> dict[str, Any]:
+    return {
+        "ok": verified.ok,
+        "shard": verified.shard,
+        "after_sequence": verified.after.sequence,
+        "sequence": verified.head.sequence,
+        "head": verified.head.link,
+        "entries": verified.entries,
+        "records": verified.records,
+        "bad_entries": verified.bad_total,
+        "first_bad": verified.bad[0]._asdict() if verified.bad else None,
+        "bad": [bad._asdict() for bad in verified.bad[:MAX_DIFFERENCES_SHOWN]],
+        "ends": [end._asdict() for end in verified.ends],
+    }
+
+
+def print_chain(verified: ChainVerifier) -> None:
+    say(
+        f"Looked at {verified.entries:,} journal entries with {verified.records:,} records, "
+        f"sequence {verified.after.sequence + 1:,} to {verified.head.sequence:,}."
+    )
+    for at, bad in enumerate(verified.bad[:MAX_DIFFERENCES_SHOWN]):
+        say(
+            f"{'FIRST BAD' if at == 0 else 'bad'}: journal entry with sequences {bad.first_sequence:,} to "
+            f"{bad.last_sequence:,}, epoch {bad.epoch}, {utc(bad.at)} UTC: its rows make {bad.made}, "
+            f"the chain has {bad.found}"
+        )
+    for end in verified.ends:
+        say(f"BAD: {end.subject}: {end.found}; expected: {end.expected}")
+    if verified.bad_total > MAX_DIFFERENCES_SHOWN:
+        say(f"... and {verified.bad_total - MAX_DIFFERENCES_SHOWN:,} more entries")
+    if verified.ok:
+        say(f"The chain verifies. Head at sequence {verified.head.sequence:,}: {verified.head.link.hex()}")
+    else:
+        say(f"The chain does NOT verify: {verified.bad_total:,} bad entries, {len(verified.ends)} faults at its end.")
 
 
 def _cell(value: object) -> Text:

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psycopg
@@ -22,6 +23,7 @@ import structlog
 from engine import Engine, InvalidRequest, ShardNotOpen, Unavailable
 from engine.servers import redact_url
 from engine.shard import ShardState
+from engine.urls import HIDDEN, POSTGRES_URL, REDIS_URL, check_postgres_url, check_redis_url
 from gateway.embedded import DataDirectoryBusy, EmbeddedServers, default_data_dir
 from gateway.persister_process import PersisterProcess
 from persister.connection import connect
@@ -99,10 +101,10 @@ class Session:
     persister: PersisterProcess | None
 
     @asynccontextmanager
-    async def engine(self) -> AsyncIterator[Engine]:
-        """Raises what Engine.connect raises."""
+    async def engine(self, **settings: Any) -> AsyncIterator[Engine]:
+        """settings: of Engine.connect. Raises what that raises."""
         urls = self.servers.redis_url, self.servers.postgres_url
-        async with Engine.connect(*urls, shard=SHARD, digest_key=self.digest_key) as engine:
+        async with Engine.connect(*urls, shard=SHARD, digest_key=self.digest_key, **settings) as engine:
             yield engine
 
     @contextmanager
@@ -160,10 +162,16 @@ def open_session(settings: Settings, *, attach: bool = True) -> Iterator[Session
 
 
 @contextmanager
-def open_servers(settings: Settings, *, attach: bool = True) -> Iterator[Servers]:
-    """The servers alone, with nothing done in them. Raises as open_session."""
+def open_servers(settings: Settings, *, attach: bool = True, reachable: bool = True) -> Iterator[Servers]:
+    """The servers alone, with nothing done in them. reachable: whether those given by URL must be, both of them.
+
+    Raises as open_session.
+    """
     if settings.redis_url and settings.postgres_url:
-        check_reachable(settings.redis_url, settings.postgres_url)
+        if reachable:
+            check_reachable(settings.redis_url, settings.postgres_url)
+        check_redis_url(settings.redis_url, "--redis-url")
+        check_postgres_url(settings.postgres_url, "--postgres-url")
         yield Servers(settings.redis_url, settings.postgres_url, Origin.GIVEN)
         return
     embedded = EmbeddedServers(settings.directory)
@@ -245,20 +253,22 @@ def wait_until_open(servers: Servers, persister: PersisterProcess | None, stop: 
 
 def check_reachable(redis_url: str, postgres_url: str) -> None:
     """Raises Unavailable, InvalidRequest for a URL that is none, ServerRefused."""
+    check_redis_url(redis_url, "--redis-url")
+    check_postgres_url(postgres_url, "--postgres-url")
     try:
         with RedisShard(redis_url, SHARD) as shard:
             shard.check_server()
     except RedisAway as error:
         raise Unavailable(f"Redis at {redact_url(redis_url)} cannot be reached: {error}") from error
-    except ValueError as error:
-        raise InvalidRequest("--redis-url", "redis://, rediss:// or unix://", redact_url(redis_url)) from error
+    except ValueError:
+        raise InvalidRequest("--redis-url", REDIS_URL, HIDDEN) from None
     try:
         connect(postgres_url).close()
     except psycopg.OperationalError as error:
         message = redact_url(str(error).strip())
         raise Unavailable(f"Postgres at {redact_url(postgres_url)} cannot be reached: {message}") from error
-    except psycopg.ProgrammingError as error:
-        raise InvalidRequest("--postgres-url", "a Postgres URL", redact_url(postgres_url)) from error
+    except psycopg.ProgrammingError:
+        raise InvalidRequest("--postgres-url", POSTGRES_URL, HIDDEN) from None
 
 
 def _state(redis_url: str) -> ShardState:

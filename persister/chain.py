@@ -25,6 +25,7 @@ from persister.formats import (
     HOLD_CHANGE,
     JOURNAL_EVENT,
     LEDGER_ENTRY,
+    OUTCOME,
     REFUND,
     TIER_CHANGE,
     TRANSFER,
@@ -44,6 +45,16 @@ class Hashed(NamedTuple):
     later: bool = False
 
 
+class Head(NamedTuple):
+    """A place in the chain: the sequence at which a journal entry ends, and the link there."""
+
+    sequence: int
+    link: bytes
+
+
+NO_HEAD = Head(0, b"")
+"""Of a ledger that belongs to no deployment yet."""
+
 HASHED_TABLES = (
     Hashed(JOURNAL_EVENT),
     Hashed(TRANSFER),
@@ -55,6 +66,7 @@ HASHED_TABLES = (
     Hashed(REFUND, later=True),
     Hashed(TRANSFER_ORIGIN, later=True),
     Hashed(TIER_CHANGE, later=True),
+    Hashed(OUTCOME, later=True),
 )
 _NOTHING = sha256().digest()
 """The hash of no rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from engine.errors import ServerRefused
+from engine.urls import check_postgres_url
 
 MIN_POSTGRES_VERSION = 150000
 
@@ -33,10 +34,11 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 def connect(postgres_url: str, *, application_name: str = "hotledger") -> psycopg.Connection:
     """A connection in autocommit mode: transactions are opened explicitly.
 
-    Raises psycopg.OperationalError if the server is away, ServerRefused if it is too old.
+    Raises psycopg.OperationalError if the server is away, ServerRefused if it is too old, InvalidRequest for a URL that
+    is none.
     """
     connection = psycopg.connect(
-        postgres_url,
+        check_postgres_url(postgres_url),
         autocommit=True,
         application_name=application_name,
         **_KEEPALIVE,  # type: ignore[arg-type]

@@ -16,12 +16,18 @@ import psycopg
 from numpy.typing import ArrayLike, NDArray
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
+from psycopg.errors import error_from_result
 from psycopg.pq import Format
+
+from engine.errors import CorruptRecord
+from engine.wire import IDEMPOTENCY
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
+_LAST_MESSAGES = (TRAILER, SIGNATURE + TRAILER)
+_LAST_SIZES = tuple(map(len, _LAST_MESSAGES))
 
-_TYPES = {
+TYPES = {
     "int2": ">i2",
     "int4": ">i4",
     "int8": ">i8",
@@ -31,6 +37,7 @@ _TYPES = {
     "digest": "V8",
     "sha1": "V20",
     "sha256": "V32",
+    "idempotency": f"V{IDEMPOTENCY.size}",
 }
 """A column's type to numpy's. timestamptz is microseconds since 2000-01-01 UTC."""
 
@@ -49,7 +56,7 @@ class RowFormat:
         self.columns = tuple(columns)
         parts: list[tuple[str, str]] = [("column_count", ">i2")]
         for name, kind in columns.items():
-            parts += [(f"{name} length", ">i4"), (name, _TYPES[kind])]
+            parts += [(f"{name} length", ">i4"), (name, TYPES[kind])]
         self.dtype = np.dtype(parts)
         blank = np.zeros(1, self.dtype)
         blank["column_count"] = len(columns)
@@ -72,19 +79,24 @@ class RowFormat:
         with cursor.copy(f"COPY {self.table} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
             copy.write(b"".join((SIGNATURE, rows.tobytes(), TRAILER)))
 
-    def copy_out(self, cursor: psycopg.Cursor[Any], tail: str, rows_at_once: int) -> Iterator[Rows]:
-        """The table's rows in blocks. tail: what follows FROM <table>, such as an ORDER BY; trusted text."""
+    def copy_out(
+        self, cursor: psycopg.Cursor[Any], tail: str, rows_at_once: int, values: dict[str, Any] | None = None
+    ) -> Iterator[Rows]:
+        """The table's rows in blocks. tail: what follows FROM <table>, such as an ORDER BY; trusted text.
+
+        values: of named parameters in table or tail.
+        """
         columns = ", ".join(self.columns)
         query = f"COPY (SELECT {columns} FROM {self.table} {tail}) TO STDOUT (FORMAT BINARY)"  # noqa: S608
-        with cursor.copy(query) as copy:
-            yield from self._blocks(copy, rows_at_once)
+        with cursor.copy(query, values) as copy:
+            yield from self._blocks(_received(copy, cursor.connection), rows_at_once)
 
-    def _blocks(self, messages: Iterable[Buffer], rows_at_once: int) -> Iterator[Rows]:
+    def _blocks(self, received: Iterable[list[Buffer]], rows_at_once: int) -> Iterator[Rows]:
         # The server sends a message per row, the first one with the signature ahead, the last only the trailer.
         parts: list[Buffer] = []
         skip = len(SIGNATURE)
-        for message in messages:
-            parts.append(message)
+        for messages in received:
+            parts += messages
             if len(parts) >= rows_at_once:
                 yield self._block(parts, skip)
                 parts, skip = [], 0
@@ -93,7 +105,7 @@ class RowFormat:
     def _block(self, parts: list[Buffer], skip: int) -> Rows:
         data = b"".join(parts)[skip:].removesuffix(TRAILER)
         if len(data) % self.dtype.itemsize:
-            raise ValueError(f"{self.table} has rows of another width than {self.dtype.itemsize} bytes")
+            raise CorruptRecord(f"{self.table} has rows of another width than {self.dtype.itemsize} bytes")
         return np.frombuffer(data, self.dtype)
 
 
@@ -135,6 +147,27 @@ def register_arrays(connection: psycopg.Connection[Any]) -> None:
     """Let the connection take both as parameters."""
     connection.adapters.register_dumper(BigintArray, BigintArrayDumper)
     connection.adapters.register_dumper(UuidArray, UuidArrayDumper)
+
+
+def _received(copy: psycopg.Copy, connection: psycopg.Connection[Any]) -> Iterator[list[Buffer]]:
+    """What a COPY TO sends, some hundred messages at a time.
+
+    The first of them as copy gives it; what libpq received along with it is taken from there at once, because psycopg's
+    way to one message takes longer than the row itself.
+    """
+    receive = connection.pgconn.get_copy_data
+    while message := copy.read():
+        messages: list[Buffer] = [message]
+        size = 1
+        while size > 0 and not (len(message) in _LAST_SIZES and message in _LAST_MESSAGES):
+            size, message = receive(1)
+            messages.append(message)
+        if size < 0:
+            result = connection.pgconn.get_result()
+            raise error_from_result(result) if result else psycopg.OperationalError("the COPY broke off")
+        if size == 0:
+            messages.pop()  # nothing more is here yet
+        yield messages
 
 
 def _packed_array(values: NDArray[Any], item_oid: int, item_type: str) -> bytes:

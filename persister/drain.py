@@ -16,14 +16,15 @@ from psycopg import errors
 from engine.errors import Fatal
 from engine.servers import redact_url
 from persister.connection import connect
-from persister.leader import Leader, Settings
+from persister.follower import Settings
+from persister.leader import Leader
 from persister.ledger import Ledger
 from persister.redis_shard import RedisAway, RedisShard
 
 STANDBY_INTERVAL_S = 0.2
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 
-_POSTGRES_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
+POSTGRES_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
 
 
 class Persister:
@@ -35,16 +36,16 @@ class Persister:
         postgres_url: str,
         shard: int = 0,
         *,
-        max_backlog: int = 1_000_000,
-        safety_tail: int = 100_000,
-        batch_records: int = 8192,
-        idempotency_window_s: float = 86_400,
-        max_idempotency_records: int = 10_000_000,
+        max_backlog: int = Settings.max_backlog,
+        safety_tail: int = Settings.safety_tail,
+        batch_records: int = Settings.batch_records,
+        idempotency_window_s: float = Settings.idempotency_window_s,
+        max_idempotency_records: int = Settings.max_idempotency_records,
         digest_key: bytes | None = None,
     ) -> None:
         """redis_url: redis://, rediss:// or unix://. postgres_url: whatever psycopg.connect takes.
 
-        The settings are those of leader.Settings.
+        The settings are those of follower.Settings.
         """
         self._redis_url = redis_url
         self._postgres_url = postgres_url
@@ -80,7 +81,7 @@ class Persister:
                 return
             except RedisAway as error:
                 self._log.warning("redis.away", url=redact_url(self._redis_url), error=str(error))
-            except _POSTGRES_AWAY as error:
+            except POSTGRES_AWAY as error:
                 self._log.warning("postgres.away", url=redact_url(self._postgres_url), error=str(error).strip())
             if time.monotonic() - began_at > MAX_BACKOFF_S:
                 backoff_s = FIRST_BACKOFF_S

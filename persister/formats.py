@@ -134,3 +134,4 @@ DECLINED_ATTEMPT = RowFormat(
     ip="digest",
 )
 TIER_CHANGE = RowFormat("tier_change", shard="int2", sequence="int8", tier="int4", **LIMITS)
+OUTCOME = RowFormat("outcome", shard="int2", sequence="int8", kept="idempotency")

@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.domain.money import MAX_AMOUNT_MINOR
-from engine.domain.transfer import HOLD_CHANGES, MOVEMENTS, Kind
+from engine.domain.status import ACCEPTED, NUMBER_OF
+from engine.domain.transfer import HOLD_CHANGES, MOVEMENTS, PURPOSES, Kind
 from engine.domain.wallet import MAX_TIER
 from engine.errors import CorruptRecord, JournalGap
 from engine.wire import (
     DETAILS,
     ENTRY_HEADER,
     HASHED_HEADER,
+    IDEMPOTENCY,
     JOURNAL_DETAILS_FIELD,
     JOURNAL_HEADER_FIELD,
+    JOURNAL_KEPT_FIELD,
     JOURNAL_LINKS_FIELD,
     JOURNAL_ORIGINS_FIELD,
     JOURNAL_RECORD,
@@ -63,6 +66,11 @@ def microseconds(time_ms: _Time) -> _Time:
     return (time_ms - _EPOCH_2000_MS) * 1000
 
 
+def milliseconds(time_us: Numbers) -> Numbers:
+    """A time of Postgres as Redis counts: the opposite of microseconds()."""
+    return time_us // 1000 + _EPOCH_2000_MS
+
+
 def kind_set(kinds: Iterable[Kind]) -> NDArray[np.bool_]:
     """The kinds as a table by their number, so that an array of kinds is looked up at once."""
     table = np.zeros(256, bool)
@@ -77,6 +85,10 @@ LINKED_KINDS = HOLD_CHANGES | {Kind.REFUND, Kind.CHARGEBACK}
 _KNOWN = kind_set(Kind)
 _MOVES = kind_set(MOVEMENTS)
 _LINKED = kind_set(LINKED_KINDS)
+_ACCEPTED = np.zeros(256, bool)
+_ACCEPTED[[NUMBER_OF[status] for status in ACCEPTED]] = True
+_HAS_KEPT = kind_set(LINKED_KINDS - {Kind.EXPIRE_HOLD})
+_MAY_HAVE_KEPT = _HAS_KEPT | kind_set(PURPOSES)
 
 
 class Place(NamedTuple):
@@ -105,8 +117,8 @@ class Entry(NamedTuple):
 class Batch:
     """Some entries that follow each other.
 
-    records, sequence and at_us have one item per record; details are by sequence. origins, links and tier_changes
-    have one for some of the records, in their order, and name the sequence.
+    records, sequence and at_us have one item per record; details are by sequence. origins, links, tier_changes and
+    kept (IDEMPOTENCYs) have one for some of the records, in their order, and name the sequence.
     """
 
     before: Place
@@ -118,6 +130,7 @@ class Batch:
     origins: NDArray[np.void]
     links: NDArray[np.void]
     tier_changes: NDArray[np.void]
+    kept: NDArray[np.void]
 
     @property
     def after(self) -> Place:
@@ -134,7 +147,7 @@ class Batch:
         return opening
 
     def records_of(self, attached: NDArray[np.void]) -> NDArray[np.intp]:
-        """Where the records are that origins, links or tier_changes belong to."""
+        """Where the records are that origins, links, tier_changes or kept belong to."""
         return (attached["sequence"] - (self.before.sequence + 1)).astype(np.intp)
 
 
@@ -148,6 +161,7 @@ class _Read(NamedTuple):
     origins: bytes
     links: bytes
     tier_changes: bytes
+    kept: bytes
 
 
 def decode(before: Place, raw: Iterable[RawEntry]) -> Batch:
@@ -176,6 +190,7 @@ def decode(before: Place, raw: Iterable[RawEntry]) -> Batch:
         origins=_attached(ORIGIN, entries, [found.origins for found in read]),
         links=_attached(LINK, entries, [found.links for found in read]),
         tier_changes=_attached(TIER_CHANGE, entries, [found.tier_changes for found in read]),
+        kept=_attached(IDEMPOTENCY, entries, [found.kept for found in read]),
     )
     _check_records(batch)
     return batch
@@ -191,20 +206,22 @@ def _read_entry(name: str, place: Place, fields: dict[bytes, bytes]) -> _Read:
     origins = fields.get(JOURNAL_ORIGINS_FIELD, b"")
     links = fields.get(JOURNAL_LINKS_FIELD, b"")
     tiers = fields.get(JOURNAL_TIERS_FIELD, b"")
+    kept = fields.get(JOURNAL_KEPT_FIELD, b"")
     if header["layout"] != LAYOUT_VERSION:
         raise CorruptRecord(f"journal entry {name}: layout {header['layout']}, this program reads {LAYOUT_VERSION}")
     _check_continues(name, place, header)
     _check_size(name, header, len(records))
     hashed = HASHED_HEADER.struct.pack(
         header["epoch"], header["first_sequence"], header["last_sequence"], header["time_ms"],
-        len(details), len(origins), len(links),
+        len(details), len(origins), len(links), len(tiers),
     )  # fmt: skip
-    rolled = sha1(place.hash + hashed + records + details + origins + links + tiers, usedforsecurity=False).hexdigest()
+    content = b"".join((place.hash, hashed, records, details, origins, links, tiers, kept))
+    rolled = sha1(content, usedforsecurity=False).hexdigest()
     if rolled.encode() != header["hash"]:
         raise JournalGap(f"journal entry {name}: its content hashes to {rolled}, it says {_text(header['hash'])}")
     at_us = microseconds(header["time_ms"])
     entry = Entry(header["epoch"], header["first_sequence"], header["last_sequence"], at_us, header["hash"])
-    return _Read(name, entry, records, details, origins, links, tiers)
+    return _Read(name, entry, records, details, origins, links, tiers, kept)
 
 
 def _check_continues(name: str, place: Place, header: dict[str, Any]) -> None:
@@ -297,6 +314,7 @@ def _check_records(batch: Batch) -> None:
     _check_belong(batch, batch.links, _LINKED[kinds], "link")
     _check_belong(batch, batch.tier_changes, kinds == Kind.SET_TIER_LIMITS, "tier change")
     _check_tier_changes(batch)
+    _check_kept(batch)
 
 
 def _check_belong(batch: Batch, attached: NDArray[np.void], expected: NDArray[np.bool_], what: str) -> None:
@@ -315,6 +333,19 @@ def _check_tier_changes(batch: Batch) -> None:
     sound &= (tiers["tier"] >= 1) & (tiers["tier"] <= MAX_TIER)
     if not sound.all():
         raise CorruptRecord(f"sequence {tiers['sequence'][np.argmin(sound)]:.0f}: limits of another tier, or layout")
+
+
+def _check_kept(batch: Batch) -> None:
+    """There is one wherever the record cannot say what was answered; see JOURNAL_KEPT_FIELD."""
+    kept, kinds = batch.kept, batch.records["kind"]
+    expected, present = _HAS_KEPT[kinds], batch.records_of(kept)
+    expected[present] |= _MAY_HAVE_KEPT[kinds[present]]
+    _check_belong(batch, kept, expected, "kept outcome")
+    sound = _ACCEPTED[kept["status"]] & (kept["replayed"] == 0) & _KNOWN[kept["kind"]]
+    if not sound.all():
+        raise CorruptRecord(
+            f"sequence {kept['sequence'][np.argmin(sound)]:.0f}: its kept outcome is none of an accepted"
+        )
 
 
 def _text(digest: bytes) -> str:

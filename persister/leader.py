@@ -1,4 +1,4 @@
-"""What the leader of a shard does: open it, drain its journal, and keep watch over its fence.
+"""What the leader of a shard does: have it opened, drain its journal, and keep watch over its fence.
 
 Two leaders at once, when one lost its lock without knowing yet, are safe at every instant: each write is guarded
 on the place it continues (ledger.py), opening a shard is a compare-and-set, and the rest only ever moves forward
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
-from uuid import uuid4
 
 import psycopg
 import structlog
 
-from engine.domain.ids import key_fingerprint
 from engine.errors import CorruptRecord, Fatal, HistoryMismatch, JournalGap, LedgerImbalance
-from engine.servers import RedisServer
-from engine.shard import ShardState
-from engine.wire import DECLINED, MAX_BATCH
+from engine.wire import DECLINED
 from persister import declined
-from persister.journal import Place, RawEntry, decode
-from persister.ledger import Ledger, LedgerState
-from persister.opening import Step, next_step, place_of
+from persister.follower import Follower, Settings
+from persister.journal import Place
+from persister.ledger import Ledger
+from persister.opener import Opener
 from persister.redis_shard import LibraryMissing, Moved, RedisAway, RedisShard
 from persister.sweeper import Sweeper
 
@@ -38,26 +34,7 @@ time. An entry has at most MAX_BATCH."""
 
 MAX_DECLINED_ROUNDS = 100
 
-AGAIN_S = 0.02
 NEVER = float("-inf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """max_backlog: journal records that the ledger may lack before post refuses with LEDGER_BACKLOG.
-    safety_tail: records kept in the journal behind the ledger. batch_records: most records per transaction, at
-    least one full entry. idempotency_window_s, max_idempotency_records: a generation of outcomes in Redis ends at
-    this age or size, and the one before it is kept too; a record takes about 130 bytes. digest_key: what engines
-    derive ids from text keys with; None for the deployment's id.
-    """
-
-    shard: int
-    max_backlog: int
-    safety_tail: int
-    batch_records: int
-    idempotency_window_s: float
-    max_idempotency_records: int
-    digest_key: bytes | None
 
 
 class Leader:
@@ -71,27 +48,28 @@ class Leader:
         self._redis = redis
         self._settings = settings
         self._stop = stop
-        self._place = Place(0, 0, b"")
+        self._follower = Follower(ledger, redis, settings)
+        self._opener = Opener(ledger, redis, settings, self._follower, stop)
         self._promised = 0
+        self._gap_at: Place | None = None
         self._sweeper = Sweeper(redis)
         self._watched_at = self._generation_at = self._swept_at = self._declined_at = NEVER
         self._log = structlog.get_logger().bind(shard=settings.shard)
 
     def serve(self, *, until_drained: bool) -> None:
         """Open and drain until stop is set, or until the ledger has everything. Raises Fatal besides."""
-        self._server = self._check_server()
+        self._follower.check_server()
+        self._redis.load_library()  # engines may lack the right to
         while not self._stop.is_set():
             try:
                 self._watch()
-                raw = self._read() or self._redis.read_one(
-                    self._place.sequence, None if until_drained else IDLE_WAIT_MS
-                )
+                raw = self._follower.read(None if until_drained else IDLE_WAIT_MS)
                 if raw:
-                    self._persist(raw)
-                elif self._promised > self._place.sequence:
+                    self._follower.persist(raw)
+                elif self._promised > self._follower.place.sequence:
                     raise JournalGap(
                         f"the shard is at sequence {self._promised}, "
-                        f"and its journal has nothing after {self._place.sequence}"
+                        f"and its journal has nothing after {self._follower.place.sequence}"
                     )
                 elif until_drained and self._has_everything():
                     self._collect_all_declined()
@@ -99,6 +77,17 @@ class Leader:
             except (LibraryMissing, Moved) as found:
                 self._log.warning("shard.to_be_opened_again", reason=str(found))
                 self._watched_at = NEVER
+            except JournalGap as gap:
+                self._look_again(gap)
+
+    def _look_again(self, gap: JournalGap) -> None:
+        """A server that was a replica in between goes on from elsewhere, over the same connection: compare it with the
+        ledger once more. Raises the gap if it comes at the same place again."""
+        if self._gap_at == self._follower.place:
+            raise gap
+        self._log.warning("shard.to_be_opened_again", reason=str(gap))
+        self._gap_at = self._follower.place
+        self._watched_at = NEVER
 
     def _watch(self) -> None:
         """What is due now: a look at the fence, at the idempotency generation, at holds, at refused movements."""
@@ -106,7 +95,10 @@ class Leader:
         if now - self._watched_at >= FENCE_INTERVAL_S:
             state = None if self._watched_at == NEVER else self._redis.state()
             if state is None or state.meta is None or not state.is_open:
-                self._open()
+                if not self._opener.open():
+                    return
+                self._sweeper.deployment = self._opener.deployment
+                self._promised = 0
             else:
                 # Seen before the next read of the journal, which must therefore have it.
                 self._promised = state.meta["sequence"]
@@ -123,7 +115,7 @@ class Leader:
 
     def _has_everything(self) -> bool:
         meta = self._redis.state().meta
-        return meta is not None and meta["sequence"] == self._place.sequence
+        return meta is not None and meta["sequence"] == self._follower.place.sequence
 
     def give_up(self, error: Fatal) -> None:
         """Say why, and close the shard where its own history is in question."""
@@ -136,103 +128,10 @@ class Leader:
         except (RedisAway, LibraryMissing, Fatal) as problem:
             self._log.error("shard.not_closed", error=str(problem))
 
-    def _check_server(self) -> RedisServer:
-        server = self._redis.check_server()
-        if not server.append_only:
-            self._log.warning("redis.memory_only", accepted_survives=server.accepted_survives)
-        return server
-
     def _is_ours(self) -> bool:
         """Whether this Redis is of the ledger's deployment; another's is not ours to close."""
         meta, ledger = self._redis.state().meta, self._ledger.state()
         return bool(meta and ledger and meta["deployment"] == ledger.deployment_id.bytes)
-
-    # Opening
-
-    def _open(self) -> None:
-        """Bring the shard to take payments; see opening.py. Returns early when stop is set."""
-        while not self._stop.is_set():
-            try:
-                redis, ledger = self._redis.state(), self._ledger.state()
-                step = next_step(ledger, redis, self._settings.digest_key)
-                if self._take(step, ledger, redis):
-                    return
-            except LibraryMissing:
-                self._redis.load_library()
-            except Moved as found:
-                self._log.info("shard.moved", reason=str(found))
-                self._stop.wait(AGAIN_S)
-
-    def _take(self, step: Step, ledger: LedgerState | None, redis: ShardState) -> bool:
-        """Do one step; True if the shard takes payments now."""
-        if step is Step.BEGIN_DEPLOYMENT or ledger is None:
-            deployment_id = uuid4()
-            key = self._settings.digest_key
-            self._ledger.begin_deployment(deployment_id, key_fingerprint(deployment_id.bytes if key is None else key))
-            return False
-        if step is Step.BEGIN_SHARD or ledger.place is None:
-            self._ledger.begin_shard(ledger.deployment_id)
-            return False
-        self._place = ledger.place
-        self._sweeper.deployment = ledger.deployment_id.bytes
-        match step:
-            case Step.INITIALISE:
-                self._redis.initialise(ledger.deployment_id.bytes, ledger.key_fingerprint, ledger.place.epoch)
-            case Step.DRAIN:
-                self._drain_tail()
-            case Step.OPEN:
-                # A leader that died between its commit and its advance left this undone.
-                self._advance()
-                self._open_fence(redis)
-                self._log.info("shard.opened", epoch=self._place.epoch, sequence=self._place.sequence)
-            case Step.SERVE:
-                self._advance()
-        return step in (Step.OPEN, Step.SERVE)
-
-    def _open_fence(self, redis: ShardState) -> None:
-        settings = self._settings
-        # A generation ends when it is full; while no leader is there to end it, it grows as the backlog may.
-        max_outcomes = settings.max_idempotency_records + settings.max_backlog
-        self._redis.open_fence(place_of(redis), redis.replication_id, settings.max_backlog, max_outcomes)
-
-    def _drain_tail(self) -> None:
-        raw = self._read() or self._redis.read_one(self._place.sequence)
-        self._log.info("shard.drains_tail", after=self._place.sequence)
-        try:
-            if not raw:
-                raise JournalGap("the journal has no entry there")
-            self._persist(raw)
-        except JournalGap as gap:
-            raise HistoryMismatch(
-                f"Redis is ahead of the ledger, which is at sequence {self._place.sequence}, "
-                f"and its journal does not lead there: {gap}"
-            ) from gap
-
-    # Draining
-
-    def _read(self) -> list[RawEntry]:
-        return self._redis.read(self._place.sequence, max(self._settings.batch_records, MAX_BATCH))
-
-    def _persist(self, raw: list[RawEntry]) -> None:
-        batch = decode(self._place, raw)
-        if not self._is_durable():
-            return
-        self._ledger.write(batch)
-        self._place = batch.after
-        self._advance()
-
-    def _is_durable(self) -> bool:
-        """Whether what was read is on Redis' own disk: the ledger must not have what Redis could still forget."""
-        if self._server.synced or not self._server.append_only:
-            return True
-        durable = self._redis.wait_until_durable()
-        if not durable:
-            self._log.warning("redis.slow_disk")
-        return durable
-
-    def _advance(self) -> None:
-        place = self._place
-        self._redis.advance(place.epoch, place.sequence, place.sequence - self._settings.safety_tail)
 
     def _end_old_generation(self) -> None:
         redis, ledger = self._redis.state(), self._ledger.state()

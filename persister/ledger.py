@@ -69,6 +69,11 @@ class Ledger:
         self._chain = b""
         self._log = structlog.get_logger().bind(shard=shard)
 
+    @property
+    def connection(self) -> psycopg.Connection:
+        """Whose session has the leadership."""
+        return self._connection
+
     def try_to_lead(self) -> bool:
         """Take the shard's leadership for as long as this connection lives; False if another one has it."""
         row = self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LEADER_LOCK, self._shard)).fetchone()
@@ -101,6 +106,28 @@ class Ledger:
             "chain": chain.genesis(deployment_id, self._shard),
         }
         self._connection.execute(sql("begin_shard"), values)
+
+    def place_at(self, sequence: int) -> Place | None:
+        """The place of this history at a sequence; None if no journal entry that the ledger has ends there."""
+        if sequence == 0:
+            return Place(1, 0, ZERO_HASH)
+        row = self._connection.execute(sql("place_at"), {"shard": self._shard, "sequence": sequence}).fetchone()
+        return Place(row[0], sequence, row[1].hex().encode()) if row else None
+
+    def begin_epoch(self, place: Place, epoch: int) -> bool:
+        """Begin a newer epoch at the place where the ledger is; False if it is not there (any more).
+
+        Call state() first on a new connection. Who still works for an older epoch can write nothing from then on.
+        """
+        values = {
+            "shard": self._shard,
+            "epoch_before": place.epoch,
+            "epoch": epoch,
+            "sequence": place.sequence,
+            "hash": bytes.fromhex(place.hash.decode()),
+            "chain": self._chain,
+        }
+        return self._connection.execute(sql("begin_epoch"), values).rowcount == 1
 
     def write(self, batch: Batch) -> None:
         """Commit the batch: events, what each of them did, balances, states, open holds, details and the new place.
@@ -186,7 +213,8 @@ class Ledger:
         )
 
     def _advance(self, cursor: psycopg.Cursor[Any], batch: Batch, link: bytes) -> None:
-        ended = batch.records["amount"][batch.records["kind"] == Kind.END_GENERATION]
+        ends = batch.records["kind"] == Kind.END_GENERATION
+        generations, began = batch.records["amount"][ends], batch.sequence[ends].tolist()
         before, after = batch.before, batch.after
         values = {
             "shard": self._shard,
@@ -197,7 +225,9 @@ class Ledger:
             "hash": bytes.fromhex(after.hash.decode()),
             "chain_before": self._chain,
             "chain": link,
-            "generation": int(ended[-1]) if len(ended) else None,
+            "generation": int(generations[-1]) if began else None,
+            "generation_sequence": began[-1] if began else None,
+            "previous_generation_sequence": began[-2] if len(began) > 1 else None,
         }
         if cursor.execute(sql("advance_shard"), values).rowcount != 1:
             raise JournalGap(

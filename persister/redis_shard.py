@@ -13,8 +13,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import redis
 import redis.asyncio
+from numpy.typing import NDArray
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 from redis.retry import Retry
@@ -24,15 +26,17 @@ from engine.errors import CorruptRecord, Fatal, ServerRefused, ShardNotOpen
 from engine.keys import ShardKeys
 from engine.library import ensure_library
 from engine.servers import CONFIG_NAMES, RedisServer, check_redis
-from engine.shard import ShardState, unpack_state
-from engine.wire import ANSWER, DECLINED_FIELD, REPLY_HEADER, WIRE_VERSION
+from engine.shard import ShardState, check_access, unpack_state
+from engine.urls import check_redis_url
+from engine.wire import ANSWER, DECLINED_FIELD, META, REPLY_HEADER, WIRE_VERSION
 from persister.journal import Place, RawEntry
 
 SOCKET_TIMEOUT_S = 5.0
 WAITAOF_TIMEOUT_MS = 3000
 POST_TIMEOUT_MS = 5000
 
-_HOLDS_AT_ONCE = 1000
+_HOLDS_AT_ONCE = _KEYS_AT_ONCE = 1000
+_SCANNED_AT_ONCE = 5000
 
 _T = TypeVar("_T")
 
@@ -57,8 +61,9 @@ class RedisShard:
 
     def __init__(self, url: str, shard: int) -> None:
         """url: redis://, rediss:// or unix://."""
-        self._url = url
+        self._url = check_redis_url(url)
         self._keys = ShardKeys(shard)
+        self._unanswered = 0
         self._redis = self._call(
             lambda: redis.Redis.from_url(
                 url,
@@ -103,7 +108,7 @@ class RedisShard:
         return self._call(lambda: asyncio.run(load()))
 
     def state(self) -> ShardState:
-        return unpack_state(self._function("hotledger_state"))
+        return unpack_state(self._read("hotledger_state"))
 
     def initialise(self, deployment: bytes, key_fingerprint: bytes, epoch: int) -> None:
         """Make an empty shard. Raises Moved if it is not empty (any more)."""
@@ -115,6 +120,7 @@ class RedisShard:
         max_backlog, max_outcomes: records that the ledger may lack, and that one idempotency generation may hold.
         Raises Moved if it is not: what was compared with the ledger is not what is there now.
         """
+        check_access(self._read("hotledger_access"))
         compared = (place.epoch, place.sequence, place.hash, replication_id.encode())
         self._function("hotledger_open", *compared, max_backlog, max_outcomes)
 
@@ -130,15 +136,19 @@ class RedisShard:
         """End the idempotency generation; False if it is too early or was done already. Raises Moved."""
         return bool(self._function("hotledger_end_generation", epoch, generation) == 1)
 
+    def server_ms(self) -> int:
+        """The server's clock."""
+        seconds, microseconds = self._call(self._redis.time)
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     def due_holds(self, limit: int) -> list[bytes]:
         """The ids of open holds whose time is over by the server's clock, the first due first."""
-        due: list[bytes] = self._function("hotledger_due", limit)
+        due: list[bytes] = self._read("hotledger_due", limit)
         return due
 
     def post(self, deployment: bytes, requests: Sequence[bytes]) -> list[Status]:
         """Have packed REQUESTs without details and attachments decided, 1 to MAX_BATCH. Raises CorruptRecord, Moved."""
-        seconds, microseconds = self._call(self._redis.time)
-        not_after_ms = int(seconds) * 1000 + int(microseconds) // 1000 + POST_TIMEOUT_MS
+        not_after_ms = self.server_ms() + POST_TIMEOUT_MS
         reply: bytes = self._function(
             "hotledger_post", WIRE_VERSION, deployment, b"".join(requests), b"", not_after_ms, b""
         )
@@ -172,19 +182,31 @@ class RedisShard:
                 packed, times = self._call(partial(_results, pipe))
             yield from zip(some, packed, (None if at is None else float(at) for at in times), strict=True)
 
-    def wallets(self, packed_ids: bytes) -> tuple[int, list[bytes]]:
-        """(sequence, each packed WALLET, with USAGE if it has a tier, or b'') of at most MAX_BATCH ids.
+    def stored_wallets(self, wallet_ids: NDArray[np.int64]) -> tuple[int, list[bytes | None]]:
+        """What is stored under each wallet's key, None for nothing; and a sequence that the shard had reached then.
 
-        Raises ShardNotOpen, CorruptRecord.
+        Read as it is, whether the shard is open or not.
         """
-        sequence, *wallets = self._function("hotledger_wallets", packed_ids)
-        return int(sequence), wallets
+        prefix, packed = self._keys.wallet(0)[:-8], wallet_ids.astype("<i8").tobytes()
+        keys = [prefix + packed[at : at + 8] for at in range(0, len(packed), 8)]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for start in range(0, len(keys), _KEYS_AT_ONCE):
+                pipe.mget(self._keys.meta, *keys[start : start + _KEYS_AT_ONCE])
+            replies = self._call(partial(_results, pipe))
+        sequences = [META.unpack(reply[0])["sequence"] for reply in replies if reply[0] is not None]
+        return max(sequences, default=0), [stored for reply in replies for stored in reply[1:]]
 
-    def wallet_ids(self) -> set[int]:
-        """Every wallet that has a key, whatever is in it."""
+    def wallet_ids(self) -> NDArray[np.int64]:
+        """Every wallet that has a key, whatever is in it, in ascending order; one that a scan met twice, twice."""
         prefix = self._keys.wallet(0)[:-8]
-        keys = self._call(lambda: set(self._redis.scan_iter(match=prefix + b"*", count=5000)))
-        return {int.from_bytes(key[len(prefix) :], "little", signed=True) for key in keys}
+        size = len(prefix) + 8
+        found, cursor = [], None
+        while cursor != 0:
+            reply: Any = self._call(partial(self._redis.scan, cursor or 0, prefix + b"*", _SCANNED_AT_ONCE))
+            cursor, keys = reply
+            names = np.frombuffer(b"".join(key for key in keys if len(key) == size), f"V{len(prefix)}, <i8")
+            found.append(names["f1"])
+        return np.sort(np.concatenate(found))
 
     def read(self, after: int, limit: int) -> list[RawEntry]:
         """The entries after a sequence that end at most `limit` records later; [] if there are none.
@@ -207,8 +229,65 @@ class RedisShard:
         local, _ = self._call(lambda: self._redis.execute_command("WAITAOF", 1, 0, WAITAOF_TIMEOUT_MS))
         return bool(local >= 1)
 
-    def _function(self, name: str, *args: bytes | int) -> Any:
+    # For loads (loading.py), which are worth writing ahead of the answers
+
+    def call(self, function: str, *args: bytes | int | str) -> Any:
+        """The answer of a function of the library."""
+        return self._function(function, *args)
+
+    def ask(self, function: str, *args: bytes | int | str) -> None:
+        """Call a function whose answer is taken later; until then nothing else may be asked over this connection."""
+        connection = self._redis.connection
+        if connection is None:
+            raise RedisAway("the connection is lost")
+        self._call(lambda: connection.send_command("FCALL", function, 1, self._keys.tag, *args))
+        self._unanswered += 1
+
+    def take_answers(self, leave: int) -> None:
+        """Until at most `leave` calls wait for their answers. Raises the first error among them, once all are taken."""
+        error: Exception | None = None
+        while self._unanswered > (0 if error else leave):
+            self._unanswered -= 1
+            try:
+                self._call(self._redis.connection.read_response)  # type: ignore[union-attr]
+            except RedisAway:
+                self._unanswered = 0
+                raise
+            except (LibraryMissing, Moved, Fatal) as found:
+                error = error or found
+        if error:
+            raise error
+
+    def abandon_answers(self) -> None:
+        """Take what is still to be answered, whatever it is, so that the connection is of use again."""
+        try:
+            self.take_answers(leave=0)
+        except (RedisAway, LibraryMissing, Moved, Fatal):
+            return
+
+    def scan_keys(self, pattern: bytes) -> Iterator[list[bytes]]:
+        """The keys that match, in blocks; one may come twice."""
+        cursor: int | None = None
+        while cursor != 0:
+            reply: Any = self._call(partial(self._redis.scan, cursor or 0, pattern, _SCANNED_AT_ONCE))
+            cursor, keys = reply
+            yield keys
+
+    def stored_strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What is stored under each key, None for nothing; after all that was asked before."""
+        self.take_answers(leave=0)
+        found: list[bytes | None] = []
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            some: Any = self._call(partial(self._redis.mget, keys[start : start + _KEYS_AT_ONCE]))
+            found += some
+        return found
+
+    def _function(self, name: str, *args: bytes | int | str) -> Any:
         return self._call(lambda: self._redis.execute_command("FCALL", name, 1, self._keys.tag, *args))
+
+    def _read(self, name: str, *args: bytes | int | str) -> Any:
+        """A function that writes nothing: whoever may only read may call no other."""
+        return self._call(lambda: self._redis.execute_command("FCALL_RO", name, 1, self._keys.tag, *args))
 
     def _call(self, call: Callable[[], _T]) -> _T:
         try:
@@ -227,9 +306,9 @@ def _results(pipe: Any) -> list[Any]:
 
 
 def _meaning_of(error: Exception) -> Exception:
-    if isinstance(error, NoPermissionError):
-        return ServerRefused(f"the Redis user lacks a permission: {error}")
     text = str(error)
+    if isinstance(error, NoPermissionError) or "ACL failure" in text:
+        return ServerRefused(f"the Redis user lacks a permission: {text}")
     word = text.split(" ", 1)[0]
     if not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError):
         return RedisAway(text)

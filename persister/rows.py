@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engine.domain.transfer import Kind
+from engine.wire import IDEMPOTENCY
 from persister.copy_binary import RowFormat, Rows
 from persister.formats import (
     BATCH_HEADER,
@@ -18,6 +19,7 @@ from persister.formats import (
     LEDGER_ENTRY,
     LIMITS,
     OPEN_HOLD,
+    OUTCOME,
     REFUND,
     TIER_CHANGE,
     TRANSFER,
@@ -28,8 +30,10 @@ from persister.formats import (
 from persister.holds import HoldChanges, OpenHolds
 from persister.journal import Batch, kind_set
 from persister.legs import Legs, by_wallet
+from persister.outcomes import outcomes_to_keep
 from persister.states import changes_state, opened_flags
 
+_KEPT = f"V{IDEMPOTENCY.size}"
 _REFUNDS = kind_set({Kind.REFUND, Kind.CHARGEBACK})
 
 
@@ -74,6 +78,7 @@ def _rare_tables(shard: int, batch: Batch, holds: HoldChanges) -> tuple[Table, .
         _table_of(REFUND, _refunds(shard, batch, refunds)),
         _table_of(TRANSFER_ORIGIN, _origins(shard, batch)),
         _table_of(TIER_CHANGE, _tier_changes(shard, batch)),
+        _table_of(OUTCOME, _outcomes(shard, batch)),
     )
 
 
@@ -256,6 +261,11 @@ def _tier_changes(shard: int, batch: Batch) -> Rows:
     limits = {name: changes[name] for name in LIMITS}
     sequence = batch.sequence[batch.records_of(changes)]
     return TIER_CHANGE.rows(len(changes), shard=shard, sequence=sequence, tier=changes["tier"], **limits)
+
+
+def _outcomes(shard: int, batch: Batch) -> Rows:
+    kept = outcomes_to_keep(batch)
+    return OUTCOME.rows(len(kept), shard=shard, sequence=kept["sequence"], kept=np.frombuffer(kept.tobytes(), _KEPT))
 
 
 def with_chain(headers: Rows, links: list[bytes]) -> Rows:

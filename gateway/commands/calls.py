@@ -55,9 +55,9 @@ def send(place: Place, ask: Ask[Outcome], named: Mapping[str, Any], *, tell: Tel
     """
     with open_session(place.settings) as session:
         try:
-            outcome = run(_with_engine(session, ask))
-        except OutcomeUnknown:
-            note(f"The outcome is unknown. {_how_to_learn(named)}")
+            outcome = run(_with_engine(session, place, ask))
+        except OutcomeUnknown as error:
+            note(_how_to_wait_on(named) if error.accepted else f"The outcome is unknown. {_how_to_learn(named)}")
             raise
     if place.as_json:
         print_json(outcome_json(outcome, named.get("key")))
@@ -79,7 +79,7 @@ def exit_by(status: Status) -> None:
 def ask_engine(place: Place, ask: Ask[T]) -> T:
     """What the engine answers. Raises what open_session and ask raise."""
     with open_session(place.settings) as session:
-        return run(_with_engine(session, ask))
+        return run(_with_engine(session, place, ask))
 
 
 def ask_ledger(place: Place, query: Callable[[psycopg.Connection], T]) -> T:
@@ -90,9 +90,14 @@ def ask_ledger(place: Place, query: Callable[[psycopg.Connection], T]) -> T:
             return query(ledger)
 
 
-async def _with_engine(session: Session, ask: Ask[T]) -> T:
-    async with session.engine() as engine:
+async def _with_engine(session: Session, place: Place, ask: Ask[T]) -> T:
+    async with session.engine(**place.engine_settings) as engine:
         return await ask(engine)
+
+
+def _how_to_wait_on(named: Mapping[str, Any]) -> str:
+    again = "again with the same key" if named else "again"
+    return f"It was accepted, but is not known to be durable enough yet. To wait on: run this {again}."
 
 
 def _how_to_learn(named: Mapping[str, Any]) -> str:

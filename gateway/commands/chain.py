@@ -11,7 +11,7 @@ from engine.wire import MAX_BATCH
 from gateway.chain_file import MAX_BYTES, forms_help, has_nameless, read_chain, requests_of
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import ask_engine, exit_by
-from gateway.commands.options import Naming, Place
+from gateway.commands.options import Naming, WritingPlace
 from gateway.output import note, outcome_json, print_json, say, table
 
 HELP = f"""Post requests as one chain: all of them happen, or none does.
@@ -31,7 +31,7 @@ Example: hotledger chain payment-with-fee.jsonl --key cart-4712
 @bundled
 def chain(
     file: Annotated[typer.FileBinaryRead, typer.Argument(metavar="FILE", help="See above.")],
-    place: Place,
+    place: WritingPlace,
     key: Annotated[
         str | None, typer.Option("--key", metavar="KEY", help="For requests without a key of their own.")
     ] = None,

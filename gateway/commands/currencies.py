@@ -8,7 +8,7 @@ import typer
 
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import ask_ledger, nothing_more, send
-from gateway.commands.options import Place
+from gateway.commands.options import Place, WritingPlace
 from gateway.output import print_json, record_json, say, table
 from persister import queries
 
@@ -20,7 +20,7 @@ currency = typer.Typer(help="Say what a currency is, once for ever.", no_args_is
 def define(
     code: Annotated[str, typer.Argument(metavar="CODE", help="3 to 8 of A-Z and 0-9: of ISO 4217 or your own.")],
     exponent: Annotated[int, typer.Argument(metavar="DIGITS", help="Digits after the point, 0 to 8; 2 for cents.")],
-    place: Place,
+    place: WritingPlace,
 ) -> None:
     """Define a currency before its first wallet; otherwise that gives it ISO 4217's digits, or none.
 

@@ -11,7 +11,18 @@ from engine import Kind
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import ask_ledger, both_sides, debit_side, send
 from gateway.commands.open_holds import report_open
-from gateway.commands.options import Amount, Currency, Details, From, Limit, Naming, Place, expiry_ms, uuid_of
+from gateway.commands.options import (
+    Amount,
+    Currency,
+    Details,
+    From,
+    Limit,
+    Naming,
+    Place,
+    WritingPlace,
+    expiry_ms,
+    uuid_of,
+)
 from gateway.exits import Exit
 from gateway.output import in_words, note, print_json, record_json, table, utc
 from persister import hold_queries
@@ -42,7 +53,7 @@ def place_hold(
     naming: Naming,
     origin: From,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     expires_in: Annotated[
         str, typer.Option(metavar="TIME", help="Such as 90s, 15m, 24h, 7d (at most 366d), or never.")
     ] = "never",
@@ -68,7 +79,7 @@ def capture(
     hold_id: HoldId,
     naming: Naming,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     amount: Annotated[
         int | None, typer.Option(metavar="AMOUNT", help="Minor units; without it all that is left.")
     ] = None,
@@ -92,7 +103,7 @@ def capture(
 
 @hold.command()
 @bundled
-def void(hold_id: HoldId, details: Details, place: Place) -> None:
+def void(hold_id: HoldId, details: Details, place: WritingPlace) -> None:
     """Give back what a hold has left.
 
     \b
@@ -104,7 +115,7 @@ def void(hold_id: HoldId, details: Details, place: Place) -> None:
 
 @hold.command("raise")
 @bundled
-def raise_hold(hold_id: HoldId, amount_minor: Amount, naming: Naming, place: Place) -> None:
+def raise_hold(hold_id: HoldId, amount_minor: Amount, naming: Naming, place: WritingPlace) -> None:
     """Reserve AMOUNT more under the same hold.
 
     \b
@@ -127,11 +138,12 @@ def show(hold_id: HoldId, place: Place) -> None:
         place,
         lambda ledger: (hold_queries.hold(ledger, asked), hold_queries.hold_history(ledger, asked, MAX_LIST_LINES)),
     )
+    if place.as_json:
+        print_json({"hold": found and record_json(found), "history": [record_json(event) for event in history]})
     if found is None:
         note(f"hold {asked} is not in the ledger")
         raise typer.Exit(Exit.REFUSED)
     if place.as_json:
-        print_json({"hold": record_json(found), "history": [record_json(event) for event in history]})
         return
     shown = record_json(found)
     table("Hold", ("", ""), [(name, None if value is None else str(value)) for name, value in shown.items()])

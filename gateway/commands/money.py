@@ -10,7 +10,7 @@ import typer
 from engine import InvalidRequest
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import any_request, both_sides, send
-from gateway.commands.options import Amount, Currency, Details, Naming, Place, Terms, Wallet, uuid_of
+from gateway.commands.options import Amount, Currency, Details, Naming, Place, Terms, Wallet, WritingPlace, uuid_of
 
 TransferId = Annotated[str, typer.Argument(metavar="TRANSFER", help="The transfer's id, as its outcome said.")]
 Part = Annotated[
@@ -26,7 +26,7 @@ def transfer(
     naming: Naming,
     terms: Terms,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     currency: Currency = None,
 ) -> None:
     """Move money from one wallet to another.
@@ -48,7 +48,7 @@ def pay(
     naming: Naming,
     terms: Terms,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     currency: Currency = None,
 ) -> None:
     """Pay a merchant.
@@ -63,7 +63,12 @@ def pay(
 
 @bundled
 def top_up(
-    wallet_id: Wallet, amount_minor: Amount, naming: Naming, details: Details, place: Place, currency: Currency = None
+    wallet_id: Wallet,
+    amount_minor: Amount,
+    naming: Naming,
+    details: Details,
+    place: WritingPlace,
+    currency: Currency = None,
 ) -> None:
     """Bring money in from outside, at once; `pending top-up` is for a card or bank that answers later.
 
@@ -82,7 +87,7 @@ def withdraw(
     naming: Naming,
     terms: Terms,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     currency: Currency = None,
 ) -> None:
     """Take money out, at once; `pending withdraw` is for a payout that is confirmed later.
@@ -96,7 +101,7 @@ def withdraw(
 
 
 @bundled
-def refund(transfer_id: TransferId, naming: Naming, details: Details, place: Place, amount: Part = None) -> None:
+def refund(transfer_id: TransferId, naming: Naming, details: Details, place: WritingPlace, amount: Part = None) -> None:
     """Move a transfer's money back, all of it or a part; never more than the transfer moved, in all.
 
     Of a captured hold it is the capture that is refunded. A refund of a top-up or withdrawal is a reversal: give the
@@ -115,7 +120,7 @@ def chargeback(
     transfer_id: TransferId,
     naming: Naming,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     amount: Part = None,
     permitted: Annotated[
         bool,

@@ -11,7 +11,8 @@ from uuid import UUID, uuid4
 import orjson
 import typer
 
-from engine import InvalidRequest
+from engine import Durability, InvalidRequest
+from engine.domain.durability import MAX_REPLICAS
 from gateway.output import note
 from gateway.session import Settings
 from persister.queries import MAX_LIST_LINES
@@ -50,6 +51,31 @@ class Place:
     def settings(self) -> Settings:
         """Raises InvalidRequest."""
         return Settings(self.data, self.redis_url, self.postgres_url)
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """What Engine.connect is told besides."""
+        return {}
+
+
+@dataclass(frozen=True)
+class WritingPlace(Place):
+    """As Place, of a command that writes."""
+
+    durability: Annotated[
+        Durability,
+        typer.Option(
+            help="What an accepted request has to be before the command ends; `hotledger guarantee` says what each "
+            "survives. If that is not known in time the command ends with 4, and running it again waits on."
+        ),
+    ] = Durability.ACCEPTED
+    replicas: Annotated[
+        int, typer.Option(metavar="N", min=0, max=MAX_REPLICAS, help="How many replicas a replicated request is on.")
+    ] = 1
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        return {"durability": self.durability, "replicas": self.replicas}
 
 
 @dataclass(frozen=True)

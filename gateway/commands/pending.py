@@ -9,7 +9,19 @@ import typer
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import ask_ledger, both_sides, debit_side, nothing_more, send
 from gateway.commands.open_holds import report_open
-from gateway.commands.options import Amount, Currency, Details, From, Limit, Naming, Place, Wallet, expiry_ms, uuid_of
+from gateway.commands.options import (
+    Amount,
+    Currency,
+    Details,
+    From,
+    Limit,
+    Naming,
+    Place,
+    Wallet,
+    WritingPlace,
+    expiry_ms,
+    uuid_of,
+)
 from persister import hold_queries
 
 pending = typer.Typer(
@@ -29,7 +41,7 @@ def top_up(
     amount_minor: Amount,
     naming: Naming,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     expires_in: ExpiresIn = "7d",
     currency: Currency = None,
 ) -> None:
@@ -51,7 +63,7 @@ def withdraw(
     naming: Naming,
     origin: From,
     details: Details,
-    place: Place,
+    place: WritingPlace,
     expires_in: ExpiresIn = "7d",
     currency: Currency = None,
 ) -> None:
@@ -76,7 +88,7 @@ def confirm(
     psp_reference: Annotated[
         str, typer.Argument(metavar="REFERENCE", help="The provider's reference, up to 64 characters.")
     ],
-    place: Place,
+    place: WritingPlace,
 ) -> None:
     """The provider says that it happened. Saying so again changes nothing.
 
@@ -91,7 +103,7 @@ def confirm(
 @bundled
 def fail(
     pending_id: PendingId,
-    place: Place,
+    place: WritingPlace,
     reason: Annotated[str | None, typer.Option(help="Kept in the ledger.")] = None,
 ) -> None:
     """The provider says that it did not happen. Saying so again changes nothing.

@@ -13,7 +13,7 @@ import typer
 
 from engine import InvalidRequest, Unavailable, run
 from gateway.commands.bundles import bundled
-from gateway.commands.options import Place
+from gateway.commands.options import WritingPlace
 from gateway.exits import Exit
 from gateway.output import note, print_json, print_report, say, table
 from gateway.progress import meter
@@ -36,7 +36,7 @@ RETRY_INTERVAL_S = 0.1
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .csv.gz file.", exists=True, dir_okay=False)],
     format: Annotated[Format, typer.Option(help="Its columns; see above.")],
-    place: Place,
+    place: WritingPlace,
     limit: Annotated[int | None, typer.Option(metavar="N", min=0, help="Only the first N rows.")] = None,
     rules: Annotated[
         Path | None,
@@ -75,7 +75,7 @@ def replay(
         began_at = time.monotonic()
         chunks = planner.chunks(read_rows(source.text, format, limit, labelled=rules is not None))
         try:
-            run(_send(session, source, chunks, tally))
+            run(_send(session, place, source, chunks, tally))
         except BadRow:
             note(f"{tally.rows} rows before it were applied; run again after mending it, they will be replays.")
             raise
@@ -94,7 +94,7 @@ def replay(
         raise typer.Exit(Exit.REFUSED)
 
 
-async def _send(session: Session, source: Source, chunks: Iterator[Chunk], tally: Tally) -> None:
+async def _send(session: Session, place: WritingPlace, source: Source, chunks: Iterator[Chunk], tally: Tally) -> None:
     moved_at = time.monotonic()
 
     with meter("replay") as bar:
@@ -113,7 +113,7 @@ async def _send(session: Session, source: Source, chunks: Iterator[Chunk], tally
             bar.show(source.read_bytes() / max(source.size_bytes, 1), f"waiting: {reason}")
             await asyncio.sleep(RETRY_INTERVAL_S)
 
-        async with session.engine() as engine:
+        async with session.engine(**place.engine_settings) as engine:
             await send_all(engine, chunks, tally, wait, show)
 
 

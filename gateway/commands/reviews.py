@@ -12,7 +12,7 @@ from engine.domain.ids import ORIGIN_BYTES
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import ask_ledger, both_sides, debit_side, send
 from gateway.commands.open_holds import report_open
-from gateway.commands.options import Limit, Place, duration_ms, uuid_of
+from gateway.commands.options import Limit, Place, WritingPlace, duration_ms, uuid_of
 from gateway.output import in_words, print_json, record_json, rule_name, say, side, table, utc
 from persister import declined_queries, hold_queries
 from persister.declined_queries import OffenderBy, Reason
@@ -39,7 +39,7 @@ def list_reviews(place: Place, limit: Limit = 50) -> None:
 
 @review.command()
 @bundled
-def approve(review_id: ReviewId, place: Place) -> None:
+def approve(review_id: ReviewId, place: WritingPlace) -> None:
     """Let it go on: a movement happens now, a hold may be captured from now on.
 
     \b
@@ -52,7 +52,9 @@ def approve(review_id: ReviewId, place: Place) -> None:
 @review.command()
 @bundled
 def reject(
-    review_id: ReviewId, place: Place, reason: Annotated[str | None, typer.Option(help="Kept in the ledger.")] = None
+    review_id: ReviewId,
+    place: WritingPlace,
+    reason: Annotated[str | None, typer.Option(help="Kept in the ledger.")] = None,
 ) -> None:
     """Do not let it happen: the money is given back.
 

@@ -13,7 +13,7 @@ from gateway.commands.bundles import bundled
 from gateway.commands.options import Data, Place, PostgresUrl, RedisUrl
 from gateway.embedded import EmbeddedServers
 from gateway.logs import configure_logs
-from gateway.output import print_json, say
+from gateway.output import note, print_json, say
 from gateway.persister_process import PersisterProcess, watch_parent
 from gateway.session import Origin, Servers, Settings, closing_servers, open_servers, publish, wait_until_open
 
@@ -94,22 +94,28 @@ def persist(
 
 @bundled
 def migrate(place: Place) -> None:
-    """Bring the ledger's schema up to date.
+    """Bring the ledger's schema up to date, and set up its roles: hotledger_owner, hotledger_app, hotledger_reader.
+
+    As a user who may do it: persisters, as members of hotledger_app, find it done. See SECURITY.md.
 
     \b
     Example: hotledger migrate --data ./money
     """
+    from persister.migrate import grant_roles
     from persister.migrate import migrate as apply_migrations
 
     with open_servers(place.settings) as servers:
         applied = apply_migrations(servers.postgres_url)
+        missing = grant_roles(servers.postgres_url)
     if place.as_json:
-        print_json({"applied": applied})
+        print_json({"applied": applied, "missing": missing})
     else:
         say(
             f"{redact_url(servers.postgres_url)}: "
             + (f"applied {', '.join(applied)}" if applied else "nothing to apply")
         )
+    for what in missing:
+        note(f"Roles: {what}")
 
 
 def stop_on_signals() -> threading.Event:

@@ -12,7 +12,7 @@ import typer
 from engine import Engine, Outcome, Rule, TierLimits
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import ask_engine, ask_ledger, nothing_more, send
-from gateway.commands.options import Place
+from gateway.commands.options import Place, WritingPlace
 from gateway.exits import Exit
 from gateway.limits_file import limits_json, limits_of, read_toml
 from gateway.output import note, print_json, say, table
@@ -80,7 +80,7 @@ class LimitOptions:
 def set_tier(
     number: Tier,
     limits: LimitOptions,
-    place: Place,
+    place: WritingPlace,
     file: Annotated[
         Path | None, typer.Option(metavar="TOML", help="A file of them, named as `tier show --json` does.")
     ] = None,
@@ -112,12 +112,12 @@ def show(number: Tier, place: Place) -> None:
     Example: hotledger tier show 1
     """
     limits = ask_engine(place, lambda engine: engine.tier_limits(number))
+    if place.as_json:
+        print_json({"tier": number, "limits": limits and limits_json(limits)})
     if limits is None:
         note(f"tier {number} has no limits")
         raise typer.Exit(Exit.REFUSED)
-    if place.as_json:
-        print_json({"tier": number, "limits": limits_json(limits)})
-    else:
+    if not place.as_json:
         table(f"Tier {number}", ("limit", "value"), _rows(limits))
 
 

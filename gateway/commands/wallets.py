@@ -10,7 +10,7 @@ import typer
 from engine import Balance, Outcome
 from gateway.commands.bundles import bundled
 from gateway.commands.calls import Ask, ask_engine, ask_ledger, nothing_more, send
-from gateway.commands.options import Amount, Limit, Place, Wallet
+from gateway.commands.options import Amount, Limit, Place, Wallet, WritingPlace
 from gateway.exits import Exit
 from gateway.output import note, print_json, record_json, say, table
 from persister import queries
@@ -39,7 +39,7 @@ class Side(StrEnum):
 def open_wallet(
     wallet_id: Wallet,
     currency: Annotated[str, typer.Option(help="3 to 8 of A-Z and 0-9.")],
-    place: Place,
+    place: WritingPlace,
     owner: Annotated[int, typer.Option(help="The owner's id.")] = 0,
     overdraft: Annotated[int, typer.Option(metavar="AMOUNT", help="Minor units that it may go below zero.")] = 0,
 ) -> None:
@@ -80,7 +80,7 @@ def show_wallet(
 @bundled
 def freeze(
     wallet_id: Wallet,
-    place: Place,
+    place: WritingPlace,
     side: Annotated[
         Side, typer.Option(help="What to stop: debits (money leaving), credits (arriving), both.")
     ] = Side.BOTH,
@@ -97,7 +97,7 @@ def freeze(
 @bundled
 def unfreeze(
     wallet_id: Wallet,
-    place: Place,
+    place: WritingPlace,
     side: Annotated[Side, typer.Option(help="What to let go on: debits, credits, both.")] = Side.BOTH,
 ) -> None:
     """Undo `wallet freeze`.
@@ -110,7 +110,7 @@ def unfreeze(
 
 @wallet.command()
 @bundled
-def close(wallet_id: Wallet, place: Place) -> None:
+def close(wallet_id: Wallet, place: WritingPlace) -> None:
     """Close a wallet for good. It must have nothing, owe nothing, and have no open hold.
 
     \b
@@ -121,7 +121,7 @@ def close(wallet_id: Wallet, place: Place) -> None:
 
 @wallet.command()
 @bundled
-def overdraft(wallet_id: Wallet, amount_minor: Amount, place: Place) -> None:
+def overdraft(wallet_id: Wallet, amount_minor: Amount, place: WritingPlace) -> None:
     """Say how far below zero a wallet may go. Below a lowered limit it can only be credited.
 
     \b
@@ -137,7 +137,7 @@ def tier(
     number: Annotated[
         int, typer.Argument(metavar="TIER", help="1 to 65535 as `tier set` made it, or 0 for no limits.")
     ],
-    place: Place,
+    place: WritingPlace,
 ) -> None:
     """Put a wallet under the limits of a tier.
 

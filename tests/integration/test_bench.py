@@ -85,6 +85,21 @@ def test_ledger() -> None:
     assert all(cases[name]["p50_ms"] <= cases[name]["p99_ms"] for name in names[-2:])
 
 
+def test_recovery() -> None:
+    cases = run_bench("recovery")
+    assert list(cases) == ["rebuild_quarter", "rebuild", "feed_forward"]
+    for name in ("rebuild_quarter", "rebuild"):
+        assert all(cases[name][field] for field in ("wallets", "outcomes", "seconds", "peak_memory_bytes"))
+    assert cases["rebuild"]["linear"]
+    assert cases["feed_forward"]["records"]
+
+
+def test_reconcile() -> None:
+    cases = run_bench("reconcile")
+    assert list(cases) == ["compare_idle", "compare_under_load", "full_pass"]
+    assert all(case["seconds"] > 0 and case["wallets"] == 3000 for case in cases.values())
+
+
 def test_the_prototype_lines_are_parsed() -> None:
     assert parse_batches(BATCHES_LINE, 1024) == Sample(160_123, 12.1, 15.3, 1024, server_us=5.0)
     assert parse_callers(CALLERS_LINE) == Sample(60_500, 1.02, 1.51, 32, client_us=9.1)

@@ -25,6 +25,7 @@ import typer.main
 
 from gateway import cli as program
 from gateway import embedded, session
+from gateway.commands.options import WritingPlace
 from gateway.demo import Step
 from gateway.embedded import EmbeddedServers
 from gateway.exits import MEANINGS, Exit
@@ -84,7 +85,10 @@ COMMANDS = dict(commands())
 EXAMPLES = [line for command in COMMANDS.values() for line in re.findall(r"Example: (hotledger .*)", command.help)]
 EXAMPLES += re.findall(r"^ +(hotledger .*)", program.HELP, re.M)
 IN_README = re.findall(r"^(?:\$ )?(?:\.venv/bin/)?(hotledger .*)", README, re.M)
-QUICK = sorted({line for line in EXAMPLES if line.split()[1] not in ("up", "persist", "demo")})
+NOT_HERE = ("up", "persist", "demo", "reconcile --watch", "serve", "key rotate", "key revoke")
+"""Examples that run for ever or long, or need the prefix of a key; tests/http has the last three."""
+
+QUICK = sorted({line for line in EXAMPLES if not line.startswith(tuple(f"hotledger {words}" for words in NOT_HERE))})
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -136,6 +140,8 @@ BEGINS_WITH = {
 
 
 def prepare(hotledger: Cli, words: list[str]) -> None:
+    if words[0] == "doctor":
+        hotledger.done("reconcile")
     if words[0] == "lookup":
         hotledger(*BEGINS_WITH["lookup", "--key"], "--key", words[2])
     for id in [word for word in words if re.fullmatch(r"[0-9a-f-]{36}", word)]:
@@ -559,6 +565,46 @@ def test_reviews_and_what_was_declined(hotledger: Cli, pair: tuple[int, int]) ->
     assert "2 DAY_AMOUNT" in hotledger.done("declined", "offenders").out
 
 
+# Durability
+
+
+def test_commands_wait_for_durability(
+    hotledger: Cli, town: Path, pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer, merchant = pair
+    asked = ("pay", payer, merchant, 5, "--key", f"durable-{payer}")
+    paid = hotledger.json(*asked, "--durability", "persisted")
+    servers = session.published(town / "money")
+    assert servers is not None
+    with psycopg.connect(servers.postgres_url) as ledger:
+        [found] = ledger.execute("SELECT id FROM journal_event WHERE sequence = %s", [paid["sequence"]]).fetchone() or [
+            0
+        ]
+    assert str(found) == paid["transfer_id"]
+    assert hotledger.json(*asked, "--durability", "replicated", "--replicas", 0)["replayed"]
+    settings = {"durability": "replicated", "timeout_ms": 300}
+    monkeypatch.setattr(WritingPlace, "engine_settings", property(lambda _: settings))
+    unknown = hotledger(*asked)
+    assert unknown.status == Exit.UNKNOWN
+    assert "It was accepted, but is not known to be durable enough yet." in unknown.err
+    assert "(on 0 of 1 replicas)" in unknown.err
+
+
+def test_the_guarantee(hotledger: Cli, town: Path) -> None:
+    found = hotledger.json("guarantee")
+    assert found["accepted"] == "the death of the server process and a power loss; not the loss of its machine"
+    assert (found["default"], found["replicas"], found["warnings"]) == ("accepted", 1, [])
+    assert (found["redis"]["appendfsync"], found["postgres"]["fsync"]) == ("always", True)
+    with redis.Redis.from_url(f"unix://{town}/money/run/valkey.sock") as server:
+        server.config_set("appendfsync", "everysec")
+        try:
+            shown = hotledger.done("guarantee")
+        finally:
+            server.config_set("appendfsync", "always")
+    assert "the death of the server process at most" in shown.out
+    assert "warning: appendfsync is everysec" in shown.err
+
+
 # Exit statuses
 
 
@@ -594,6 +640,17 @@ def test_refused_is_1(command: str, told: str, hotledger: Cli) -> None:
     ended = hotledger(*command.split())
     assert ended.status == Exit.REFUSED
     assert told in ended.out + ended.err
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [("tier show 77", {"tier": 77, "limits": None}), (f"hold show {NOBODYS}", {"hold": None, "history": []})],
+)
+def test_what_is_not_there_is_an_answer_for_machines_too(
+    command: str, answer: dict[str, object], hotledger: Cli
+) -> None:
+    ended = hotledger(*command.split(), "--json")
+    assert (ended.status, ended.json) == (Exit.REFUSED, answer)
 
 
 @pytest.mark.parametrize(

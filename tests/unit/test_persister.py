@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from uuid import UUID
 
 import numpy as np
 import pytest
 
-from engine.domain.ids import id_deriver, key_fingerprint, origin_digester
+from engine.domain.ids import id_deriver, origin_digester
 from engine.domain.transfer import Transfer
-from engine.errors import CorruptRecord, HistoryMismatch, ServerRefused
+from engine.errors import CorruptRecord, ServerRefused
 from engine.requests import RequestPacker
 from engine.servers import check_redis, redact_url
-from engine.shard import ShardState
 from engine.wire import (
     DECLINED,
     ENTRY_HEADER,
@@ -25,7 +23,6 @@ from engine.wire import (
     REQUEST,
     TIER_CHANGE,
     WALLET,
-    ZERO_HASH,
 )
 from persister import details
 from persister.chain import HASHED_TABLES, TableHasher, contents
@@ -38,70 +35,7 @@ from persister.copy_binary import (
     UuidArray,
     UuidArrayDumper,
 )
-from persister.journal import Place, numpy_type
-from persister.ledger import LedgerState
-from persister.opening import Step, next_step
-
-DEPLOYMENT = UUID(int=5)
-OTHER = UUID(int=6)
-HASH, OTHER_HASH = b"a" * 40, b"b" * 40
-
-
-def ledger(sequence: int | None = 10, hash: bytes = HASH, *, key: bytes | None = None) -> LedgerState:
-    place = None if sequence is None else Place(1, sequence, hash)
-    return LedgerState(DEPLOYMENT, key_fingerprint(key or DEPLOYMENT.bytes), place, b"", 1, 0.0)
-
-
-def redis(sequence: int | None = 10, hash: bytes = HASH, *, is_open: bool = False, **meta: object) -> ShardState:
-    if sequence is None:
-        return ShardState(False, None, 0, "r", 0)
-    fields = {
-        "deployment": DEPLOYMENT.bytes, "key_fingerprint": key_fingerprint(DEPLOYMENT.bytes), "epoch": 1,
-        "sequence": sequence, "hash": hash,
-    }  # fmt: skip
-    return ShardState(is_open, fields | meta, sequence, "r", 0)
-
-
-class TestOpening:
-    @pytest.mark.parametrize(
-        ("postgres", "server", "step"),
-        [
-            (None, redis(None), Step.BEGIN_DEPLOYMENT),
-            (ledger(None), redis(None), Step.BEGIN_SHARD),
-            (ledger(None), redis(5), Step.BEGIN_SHARD),
-            (ledger(0, ZERO_HASH), redis(None), Step.INITIALISE),
-            (ledger(0, ZERO_HASH), redis(0, ZERO_HASH), Step.OPEN),
-            (ledger(), redis(), Step.OPEN),
-            (ledger(), redis(11), Step.DRAIN),
-            (ledger(), redis(is_open=True), Step.SERVE),
-            (ledger(), redis(11, OTHER_HASH, is_open=True), Step.SERVE),
-        ],
-    )
-    def test_leads_to(self, postgres: LedgerState | None, server: ShardState, step: Step) -> None:
-        assert next_step(postgres, server, None) is step
-
-    @pytest.mark.parametrize(
-        ("postgres", "server", "message"),
-        [
-            (None, redis(0), "Postgres is empty and Redis is not"),
-            (None, ShardState(False, None, 7, "r", 0), "its journal ends at 7"),
-            (ledger(0, ZERO_HASH), ShardState(False, None, 7, "r", 0), "Redis lost its data"),
-            (ledger(), redis(None), "Redis lost its data"),
-            (ledger(), redis(9), "Redis lost the end of its history"),
-            (ledger(), redis(9, is_open=True), "Redis lost the end of its history"),
-            (ledger(), redis(hash=OTHER_HASH), "the histories differ up to the same sequence"),
-            (ledger(), redis(hash=OTHER_HASH, is_open=True), "the histories differ"),
-            (ledger(), redis(epoch=2), "another epoch"),
-            (ledger(), redis(deployment=OTHER.bytes), f"different deployments.*{DEPLOYMENT}.*{OTHER}"),
-            (ledger(None), redis(deployment=OTHER.bytes), "different deployments"),
-            (ledger(None), redis(epoch=2), "another epoch"),
-            (ledger(), redis(key_fingerprint=b"12345678"), "another digest key"),
-            (ledger(key=b"k"), redis(), "no digest key was given"),
-        ],
-    )
-    def test_refuses(self, postgres: LedgerState | None, server: ShardState, message: str) -> None:
-        with pytest.raises(HistoryMismatch, match=message):
-            next_step(postgres, server, None)
+from persister.journal import numpy_type
 
 
 class TestChain:

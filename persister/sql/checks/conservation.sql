@@ -5,7 +5,10 @@ SELECT
     '0' AS expected,
     count(*) OVER () AS differences
 FROM (
-    SELECT wallet_id, sum(amount) AS total FROM ledger_entry WHERE shard = %(shard)s GROUP BY wallet_id
+    SELECT wallet_id, sum(amount) AS total
+    FROM ledger_entry
+    WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s
+    GROUP BY wallet_id
 ) AS e
 LEFT JOIN wallet AS w ON w.id = e.wallet_id
 GROUP BY w.currency

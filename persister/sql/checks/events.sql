@@ -14,29 +14,33 @@ parts AS (
     FROM transfer AS t
     LEFT JOIN wallet AS debit ON debit.id = t.debit_wallet_id
     LEFT JOIN wallet AS credit ON credit.id = t.credit_wallet_id
-    WHERE t.shard = %(shard)s
+    WHERE t.shard = %(shard)s AND t.sequence > %(after)s AND t.sequence <= %(to)s
     UNION ALL
     SELECT h.sequence, 'hold', 7, h.id, h.at, debit.currency::text, credit.currency::text
     FROM hold AS h
     LEFT JOIN wallet AS debit ON debit.id = h.debit_wallet_id
     LEFT JOIN wallet AS credit ON credit.id = h.credit_wallet_id
-    WHERE h.shard = %(shard)s
+    WHERE h.shard = %(shard)s AND h.sequence > %(after)s AND h.sequence <= %(to)s
     UNION ALL
     SELECT sequence, 'hold change', kind, CASE kind WHEN 7 THEN hold_id END, NULL, '', ''
-    FROM hold_change WHERE shard = %(shard)s
+    FROM hold_change WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s
     UNION ALL
-    SELECT sequence, 'refund', kind, transfer_id, NULL, '', '' FROM refund WHERE shard = %(shard)s
+    SELECT sequence, 'refund', kind, transfer_id, NULL, '', ''
+    FROM refund WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s
     UNION ALL
-    SELECT opened_sequence, 'wallet', 16, NULL, opened_at, '', '' FROM wallet WHERE shard = %(shard)s
+    SELECT opened_sequence, 'wallet', 16, NULL, opened_at, '', ''
+    FROM wallet WHERE shard = %(shard)s AND opened_sequence > %(after)s AND opened_sequence <= %(to)s
     UNION ALL
-    SELECT sequence, 'wallet change', kind, NULL, NULL, '', '' FROM wallet_change WHERE shard = %(shard)s
+    SELECT sequence, 'wallet change', kind, NULL, NULL, '', ''
+    FROM wallet_change WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s
     UNION ALL
-    SELECT sequence, 'tier change', 33, NULL, NULL, '', '' FROM tier_change WHERE shard = %(shard)s
+    SELECT sequence, 'tier change', 33, NULL, NULL, '', ''
+    FROM tier_change WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s
 ),
 expected AS (
     SELECT j.sequence, k.part, j.kind, j.id, j.at
     FROM journal_event AS j JOIN kinds AS k ON k.kind = j.kind
-    WHERE j.shard = %(shard)s
+    WHERE j.shard = %(shard)s AND j.sequence > %(after)s AND j.sequence <= %(to)s
 ),
 found AS (
     SELECT
@@ -61,7 +65,7 @@ found AS (
     LEFT JOIN journal_event AS j ON j.shard = o.shard AND j.sequence = o.sequence AND j.kind IN (1, 2, 3, 4, 7)
     LEFT JOIN transfer AS t ON t.id = j.id AND t.shard = j.shard AND t.sequence = j.sequence
     LEFT JOIN hold AS h ON h.id = j.id AND h.shard = j.shard AND h.sequence = j.sequence
-    WHERE o.shard = %(shard)s
+    WHERE o.shard = %(shard)s AND o.sequence > %(after)s AND o.sequence <= %(to)s
         AND (j.at, coalesce(t.debit_wallet_id, h.debit_wallet_id)) IS DISTINCT FROM (o.at, o.wallet_id)
 )
 SELECT subject, found, expected, count(*) OVER () AS differences FROM found LIMIT %(limit)s

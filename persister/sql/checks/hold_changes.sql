@@ -7,7 +7,8 @@ WITH changes AS (
         lag(captured, 1, 0::bigint) OVER w AS captured_before,
         lag(review) OVER w AS review_before,
         max(sequence) FILTER (WHERE kind = 7) OVER w AS begun
-    FROM hold_change WHERE shard = %(shard)s
+    FROM hold_change
+    WHERE shard = %(shard)s AND (%(after)s = 0 OR hold_id = ANY (%(holds)b::uuid[]))
     WINDOW w AS (PARTITION BY hold_id ORDER BY sequence)
 )
 SELECT
@@ -19,7 +20,9 @@ SELECT
         AS expected,
     count(*) OVER () AS differences
 FROM changes AS c
-FULL JOIN (SELECT * FROM hold WHERE shard = %(shard)s) AS h ON h.id = c.hold_id AND h.sequence = c.begun
+FULL JOIN (
+    SELECT * FROM hold WHERE shard = %(shard)s AND (%(after)s = 0 OR id = ANY (%(holds)b::uuid[]))
+) AS h ON h.id = c.hold_id AND h.sequence = c.begun
 WHERE c.hold_id IS NULL
     OR h.debit_wallet_id IS DISTINCT FROM c.wallet_id
     OR CASE c.kind

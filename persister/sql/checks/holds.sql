@@ -7,8 +7,13 @@ SELECT
 FROM wallet_balance AS b
 JOIN wallet AS w ON w.id = b.wallet_id
 LEFT JOIN (
-    SELECT debit_wallet_id, sum(remaining) AS remaining FROM open_hold WHERE shard = %(shard)s GROUP BY debit_wallet_id
+    SELECT debit_wallet_id, sum(remaining) AS remaining
+    FROM open_hold
+    WHERE shard = %(shard)s AND (%(after)s = 0 OR debit_wallet_id = ANY (%(wallets)b::bigint[]))
+    GROUP BY debit_wallet_id
 ) AS h ON h.debit_wallet_id = b.wallet_id
-WHERE w.shard = %(shard)s AND b.locked <> coalesce(h.remaining, 0)
+WHERE w.shard = %(shard)s
+    AND (%(after)s = 0 OR b.wallet_id = ANY (%(wallets)b::bigint[]))
+    AND b.locked <> coalesce(h.remaining, 0)
 ORDER BY b.wallet_id
 LIMIT %(limit)s

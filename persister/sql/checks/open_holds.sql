@@ -4,7 +4,8 @@ WITH changes AS (
     SELECT *,
         max(sequence) FILTER (WHERE kind = 7) OVER (PARTITION BY hold_id ORDER BY sequence) AS begun,
         row_number() OVER (PARTITION BY hold_id ORDER BY sequence DESC) AS from_the_end
-    FROM hold_change WHERE shard = %(shard)s
+    FROM hold_change
+    WHERE shard = %(shard)s AND (%(after)s = 0 OR hold_id = ANY (%(holds)b::uuid[]))
 ),
 expected AS (
     SELECT c.hold_id AS id, h.sequence, h.debit_wallet_id, h.credit_wallet_id, h.purpose, c.review, h.rule,
@@ -16,7 +17,8 @@ expected AS (
 found AS (
     SELECT id, sequence, debit_wallet_id, credit_wallet_id, purpose, review, rule, remaining, captured,
         expires_at_ms, at
-    FROM open_hold WHERE shard = %(shard)s
+    FROM open_hold
+    WHERE shard = %(shard)s AND (%(after)s = 0 OR id = ANY (%(holds)b::uuid[]))
 )
 SELECT
     'hold ' || coalesce(e.id, f.id) AS subject,

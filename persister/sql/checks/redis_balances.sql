@@ -1,11 +1,13 @@
 -- What Redis has for each wallet, against the ledger entry of that version and the wallet's state at that version.
 SELECT
-    'wallet ' || r.wallet_id || ' version ' || r.version AS subject,
-    format('Redis: available %%s, locked %%s, flags %%s, tier %%s, overdraft_limit %%s',
-        r.available, r.locked, r.flags, r.tier, r.overdraft_limit) AS found,
+    r.wallet_id,
+    format('Redis: version %%s, available %%s, locked %%s, flags %%s, tier %%s, overdraft_limit %%s',
+        r.version, r.available, r.locked, r.flags, r.tier, r.overdraft_limit) AS found,
     CASE WHEN e.version IS NULL THEN 'the ledger has no such version'
         ELSE format('available %%s, locked %%s, flags %%s, tier %%s, overdraft_limit %%s',
-            e.available_after, e.locked_after, s.flags, s.tier, s.overdraft_limit) END AS expected
+            e.available_after, e.locked_after, s.flags, s.tier, s.overdraft_limit) END AS expected,
+    r.version AS redis_version,
+    (SELECT version FROM wallet_balance WHERE wallet_id = r.wallet_id) AS ledger_version
 FROM unnest(
     %(wallet)b::bigint[], %(version)b::bigint[], %(available)b::bigint[], %(locked)b::bigint[],
     %(flags)b::bigint[], %(tier)b::bigint[], %(overdraft_limit)b::bigint[]

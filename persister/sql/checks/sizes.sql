@@ -1,12 +1,11 @@
 -- How much each check looks at.
 SELECT
-    (SELECT count(*) FROM wallet WHERE shard = %(shard)s) AS wallets,
-    (SELECT count(*) FROM transfer WHERE shard = %(shard)s) AS transfers,
-    (SELECT count(*) FROM ledger_entry WHERE shard = %(shard)s) AS entries,
-    (SELECT count(*) FROM journal_event WHERE shard = %(shard)s) AS events,
-    (SELECT count(*) FROM journal_batch WHERE shard = %(shard)s) AS batches,
-    (SELECT count(*) FROM hold WHERE shard = %(shard)s) AS holds,
-    (SELECT count(*) FROM hold_change WHERE shard = %(shard)s) AS hold_changes,
-    (SELECT count(*) FROM refund WHERE shard = %(shard)s) AS refunds,
-    (SELECT sequence FROM shard_state WHERE shard = %(shard)s) AS sequence,
-    (SELECT encode(chain, 'hex') FROM shard_state WHERE shard = %(shard)s) AS chain
+    (SELECT count(*) FROM wallet WHERE shard = %(shard)s AND (
+        %(after)s = 0 OR id = ANY (%(wallets)b::bigint[])
+    )) AS wallets,
+    (SELECT count(*) FROM ledger_entry WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s) AS entries,
+    (SELECT count(*) FROM journal_event WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s) AS events,
+    (SELECT count(*) FROM hold WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s) AS holds,
+    (SELECT count(*) FROM hold_change WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s) AS hold_changes,
+    (SELECT count(*) FROM refund WHERE shard = %(shard)s AND sequence > %(after)s AND sequence <= %(to)s) AS refunds,
+    (SELECT count(DISTINCT sequence) FROM reconcile_run WHERE shard = %(shard)s) AS heads
