@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-long lint format bench clean
+.PHONY: help demo test test-long torture lint format bench clean
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
 
@@ -20,8 +20,14 @@ demo: $(STAMP)   ## a simulated mobile-money day on embedded servers, reconciled
 test: $(STAMP)   ## every test, against real Valkey, Redis and Postgres
 	$(BIN)/python -m pytest
 
-test-long: $(STAMP) ## the oracle against the engine, and the ledger, for 20,000 random steps each
+test-long: $(STAMP) ## the oracle against the engine, and the ledger, for 20,000 random steps each; a minute of torture, planted bugs
 	HOTLEDGER_MODEL_STEPS=20000 $(BIN)/python -m pytest tests/property
+	HOTLEDGER_WATCH_S=60 $(BIN)/python -m pytest tests/integration/test_watch.py -k under_load
+	HOTLEDGER_TORTURE_SECONDS=60 HOTLEDGER_PLANTED_BUGS=1 $(BIN)/python -m pytest tests/torture
+	HOTLEDGER_HTTP_FUZZ=100000 HOTLEDGER_HTTP_EXAMPLES=200 $(BIN)/python -m pytest tests/http/test_forms.py tests/http/test_openapi.py
+
+torture: $(STAMP) ## ten minutes of payments while everything breaks, and an audit of every answer
+	$(BIN)/hotledger torture --seconds 600
 
 lint: $(STAMP)   ## format, lint and types
 	$(BIN)/ruff format --check .

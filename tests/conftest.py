@@ -8,7 +8,14 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.shard", "tests.fixtures.ledger"]
+pytest_plugins = [
+    "tests.fixtures.servers",
+    "tests.fixtures.shard",
+    "tests.fixtures.ledger",
+    "tests.fixtures.replicas",
+    "tests.fixtures.narrow",
+    "tests.fixtures.tls",
+]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
