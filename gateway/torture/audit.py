@@ -26,7 +26,7 @@ from persister.sql import sql
 MAX_DETAILS = 50
 """Most findings of one kind that are told; all are counted."""
 
-MAX_LOOKUPS = 5_000
+MAX_LOOKUPS = 2_000
 LOOKUPS_AT_ONCE = 16
 LOOKUP_TIMEOUT_MS = 20_000
 

