@@ -1,5 +1,5 @@
 /* Put before the C library by LD_PRELOAD: the time of day, and an offset in microseconds that the file named by
- * HOTLEDGER_CLOCK holds. Only the torture's Valkey nodes run with it. */
+ * TORTURE_CLOCK holds. Only the torture's Valkey nodes run with it. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@ static int real_clock_gettime(clockid_t clock, struct timespec *at) {
 }
 
 __attribute__((constructor)) static void begin(void) {
-    const char *path = getenv("HOTLEDGER_CLOCK");
+    const char *path = getenv("TORTURE_CLOCK");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (file >= 0) {
         void *mapped = mmap(NULL, sizeof *offset_us, PROT_READ, MAP_SHARED, file, 0);

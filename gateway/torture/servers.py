@@ -70,7 +70,7 @@ class SteppedClock:
         """What a server has to be started with."""
         if not self.is_there:
             return {}
-        return {"LD_PRELOAD": str(self._library), "HOTLEDGER_CLOCK": str(self._file)}
+        return {"LD_PRELOAD": str(self._library), "TORTURE_CLOCK": str(self._file)}
 
     def step(self, offset_ms: int) -> None:
         """Let the clock be the system's and offset_ms from now on."""

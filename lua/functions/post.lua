@@ -54,8 +54,8 @@ local function read()
 end
 
 -- Phase 2: every request in order, on tables only. A request sees what the ones before it in the batch did.
--- Most are plain movements that nothing speaks against. They are accepted here, as move() would, but in Lua's registers:
--- that halves what they cost. All others, and all refusals, are decide_one's.
+-- Most are plain movements that nothing speaks against. They are accepted here, as move() would, but in Lua's
+-- registers: that halves what they cost. All others, and all refusals, are decide_one's.
 local function decide()
   begin_outcome()
   local ids, contents, kinds, debits, credits, amounts = ids, contents, kinds, debits, credits, amounts

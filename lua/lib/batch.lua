@@ -4,8 +4,8 @@
 --
 -- contents are CONTENTs, or CONTENT_HEADs where the rest is NUL. What is rare is kept only where it is: kinds has
 -- nothing for a plain movement (TRANSFER to WITHDRAWAL without flags and without terms), flags_of only flags other than
--- 0, currencies those that were named, sizes those above zero, devices and ips (originated: there is one) their digests.
--- special: there is one that is not plain; referring: there is a hold, or one that refers to a hold or a transfer.
+-- 0, currencies those that were named, sizes those above zero, devices and ips (originated: there is one) their
+-- digests. special: there is one that is not plain; referring: there is a hold, or one that refers to a hold or a transfer.
 local request_count
 local ids, contents, debits, credits, amounts = {}, {}, {}, {}, {}
 local kinds, flags_of, currencies, sizes, detail_starts, details, references, attachments, linked, special, referring
@@ -198,7 +198,8 @@ function parse_requests(tag, requests, packed_details, packed_attachments)
       if attachment == ATTACHMENT_TERMS and kind <= WITHDRAWAL and kind >= TRANSFER and flag == 0
           and #packed_attachments - attached_bytes >= TERMS_SIZE then
         local _
-        conditions, _, _, _, expires_in_ms, device, ip = unpack_from(TERMS_FORMAT, packed_attachments, attached_bytes + 1)
+        conditions, _, _, _, expires_in_ms, device, ip =
+          unpack_from(TERMS_FORMAT, packed_attachments, attached_bytes + 1)
       end
       if conditions == 0 and expires_in_ms == 0 then -- it is plain, and says only where it comes from
         debits[i] = slots[debit] or slot_of(prefix, debit)

@@ -206,7 +206,7 @@ function is_within_limits(i, debit, credit, amount)
   if usage[credit] and debt_of(credit) > 0 then return false end
   local level = tier[debit]
   if level == 0 then return true end
-  local limits, unpack_from = tiers[level], unpack_from
+  local limits, unpack_from = tiers[level] or limits_of(level), unpack_from
   if not limits then return false end
   if limits ~= last_limits then get_ready(limits) end
   local packed = usage[debit]
@@ -216,7 +216,8 @@ function is_within_limits(i, debit, credit, amount)
   if day ~= this_day then day_count, day_amount = 0, 0 end
   if hour ~= this_hour then hour_before, hour_amount = hour == this_hour - 1 and hour_amount or 0, 0 end
   if window ~= window_now then window_before, window_count = window == window_now - 1 and window_count or 0, 0 end
-  day_count, window_count, day_amount, hour_amount = day_count + 1, window_count + 1, day_amount + amount, hour_amount + amount
+  day_count, window_count = day_count + 1, window_count + 1
+  day_amount, hour_amount = day_amount + amount, hour_amount + amount
   if amount > max_amount or day_amount > day_limit or day_count > day_count_limit
       or window_before * window_left / window_ms + window_count > window_limit
       or hour_before * hour_left / HOUR_MS + hour_amount > hour_limit then
@@ -271,11 +272,11 @@ function is_within_limits(i, debit, credit, amount)
         ip_packed = pack(ATTEMPTS_FORMAT, attempts_now, before, count)
       end
       if device_packed then
-        if not counter_changes[of_device] then counter_changes[of_device] = counters[of_device] and IS_CHANGED or IS_NEW end
+        counter_changes[of_device] = counter_changes[of_device] or counters[of_device] and IS_CHANGED or IS_NEW
         counters[of_device] = device_packed
       end
       if ip_packed then
-        if not counter_changes[of_ip] then counter_changes[of_ip] = counters[of_ip] and IS_CHANGED or IS_NEW end
+        counter_changes[of_ip] = counter_changes[of_ip] or counters[of_ip] and IS_CHANGED or IS_NEW
         counters[of_ip] = ip_packed
       end
     end

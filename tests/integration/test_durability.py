@@ -570,13 +570,15 @@ async def test_a_server_that_begins_to_evict_gets_no_payment(opened: LedgerWorld
         opened.redis.config_set("maxmemory-policy", "allkeys-lru")
         try:
             opened.redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
-            while not (refusal := await refused(engine)):
-                await asyncio.sleep(0.005)
+            async with asyncio.timeout(20):
+                while not (refusal := await refused(engine)):
+                    await asyncio.sleep(0.005)
             assert "maxmemory-policy is allkeys-lru, which may delete balances" in refusal
         finally:
             opened.redis.config_set("maxmemory-policy", "noeviction")
-        while await refused(engine):
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(20):
+            while await refused(engine):
+                await asyncio.sleep(0.005)
 
 
 async def refused(engine: Engine) -> str:

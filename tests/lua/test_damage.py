@@ -17,6 +17,7 @@ from engine.wire import (
     ANSWER,
     ATTEMPTS,
     HOLD,
+    IDEMPOTENCY,
     KEPT,
     KNOWN_DEVICE,
     LAYOUT_VERSION,
@@ -29,6 +30,7 @@ from engine.wire import (
 from tests.fixtures.shard import (
     Asked,
     ShardDriver,
+    altered,
     capture_record,
     changed,
     hold_record,
@@ -422,6 +424,19 @@ def test_a_damaged_outcome(funded: ShardDriver, kept: str, generation: str) -> N
         with pytest.raises(redis.ResponseError, match="^CORRUPT idempotency record: "):
             funded.lookup(2, 1)
     assert funded.statuses([request_record(2)]) == [OK], "the others are not concerned"
+
+
+def test_an_outcome_that_was_written_whole(funded: ShardDriver) -> None:
+    """With a rest that is NUL: it is the same outcome."""
+    request = request_record(1)
+    first = funded.one(request)
+    key = funded.keys.idempotency(1)
+    kept = funded.redis.hget(key, request[:16])
+    funded.redis.hset(key, request[:16], kept.ljust(IDEMPOTENCY.size, b"\0"))
+    assert funded.one(request) == first._replace(replayed=True)
+    assert funded.lookup(1)[1] == kept.ljust(IDEMPOTENCY.size, b"\0")
+    assert funded.one(altered(request, amount=7.0)).status == "EXISTS_WITH_DIFFERENT_AMOUNT"
+    assert_sound(funded)
 
 
 def _named(what: str) -> str:

@@ -10,7 +10,7 @@ from engine.domain.money import MAX_AMOUNT_MINOR, MAX_EXPONENT
 from engine.domain.status import RECORDED, Status
 from engine.domain.transfer import Kind
 from engine.domain.wallet import FLAG_CLOSED, FLAG_CREDIT_FROZEN, FLAG_DEBIT_FROZEN, MAX_TIER, external_wallet_id
-from engine.wire import USAGE, WALLET
+from engine.wire import ANSWER, REPLY_HEADER, USAGE, WALLET
 from tests.fixtures.shard import (
     EUR,
     OUTSIDE,
@@ -201,3 +201,15 @@ def test_reads_show_the_state(clocked: ShardDriver) -> None:
     for wrong in ("", "x", -1, 0.5, MAX_TIER + 1, "nan"):
         with pytest.raises(Exception, match="^INVALID tier"):
             clocked.call("hotledger_tier", wrong)
+
+
+def test_what_names_no_wallet_has_none_of_the_call_before(funded: ShardDriver) -> None:
+    """Lua's tables stay from call to call."""
+    for number, record in enumerate((tier_record(95, 0), freeze(96, 1), reference_record(97, Kind.VOID, 77))):
+        assert funded.statuses([request_record(100 + number, amount=1)]) == [OK]
+        [refused] = ANSWER.struct.iter_unpack(funded.post_raw(record, b"", record.attached)[REPLY_HEADER.size :])
+        answer = dict(zip((name for name, _ in ANSWER.fields), refused, strict=True))
+        own = 999 - number if record[17] == Kind.FREEZE else 0
+        assert answer["status"] != 0
+        assert (answer["debit_available"], answer["credit_available"]) == (own, 0)
+    assert_sound(funded)
