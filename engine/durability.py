@@ -33,7 +33,7 @@ from engine.domain.transfer import Outcome
 from engine.errors import Fatal, OutcomeUnknown, Overloaded, Unavailable
 from engine.ledger_lookup import LedgerLookup
 from engine.loop import end
-from engine.shard import Confirmed, Shard, function_is_missing, unpack_confirmed
+from engine.shard import Confirmed, Shard, unpack_confirmed
 from engine.wire import CONFIRMATION, MAX_BATCH
 
 POLL_S = 0.25
@@ -293,8 +293,6 @@ class _Replication(_Rounds):
                 self._worked()
             except _AWAY as error:
                 self._failed(error)
-                if function_is_missing(error):
-                    self._shard.reload_soon()
                 await self._disconnect()
             left = [waiter for waiter in waiters if not waiter.future.done()]
             if left:

@@ -221,8 +221,8 @@ class Shard:
             error = done.exception()
             if error is None:
                 answer.set_result(done.result())
-            elif function_is_missing(error):
-                self.reload_soon()
+            elif _function_is_missing(error):
+                self._reload_soon()
                 answer.set_exception(NotApplied(ShardNotOpen("the server had lost its function library")))
             else:
                 answer.set_exception(meaning_of(error) if isinstance(error, Exception) else error)
@@ -293,13 +293,12 @@ class Shard:
             try:
                 return await self._redis.execute_command(*command)
             except ResponseError as error:
-                if not function_is_missing(error):
+                if not _function_is_missing(error):
                     raise
             await self._reload()
             raise ShardNotOpen("the server had lost its function library; it is loaded again")
 
-    def reload_soon(self) -> None:
-        """Load the library again; for who found that the server has lost it."""
+    def _reload_soon(self) -> None:
         if self._reloading is None or self._reloading.done():
             self._reloading = self._loop.create_task(self._reload())
 
@@ -330,5 +329,5 @@ def errors_translated() -> Iterator[None]:
         raise meant from error
 
 
-def function_is_missing(error: BaseException) -> bool:
+def _function_is_missing(error: BaseException) -> bool:
     return isinstance(error, ResponseError | ReplyError) and "Function not found" in str(error)

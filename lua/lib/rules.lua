@@ -199,8 +199,8 @@ local function get_ready(limits)
 end
 
 -- Whether a movement between wallets of which one has a tier is surely allowed by the rules. If so, it is counted: the
--- caller accepts it. If not, nothing has changed, and move() has to judge it. What is unusual (a debt, another device
--- than the last, a damaged counter) is left to it too. The checks are written out, and all of a record is unpacked into
+-- caller accepts it. If not, nothing has changed, and move() has to judge it. What is unusual (a debt that may be paid
+-- now, another device than the last, a damaged counter) is left to it too. The checks are written out, and all of a record is unpacked into
 -- registers and packed again, because this runs for every such movement.
 function is_within_limits(i, debit, credit, amount)
   if usage[credit] and debt_of(credit) > 0 then return false end
@@ -212,7 +212,6 @@ function is_within_limits(i, debit, credit, amount)
   local packed = usage[debit]
   local day, day_count, hour, window_before, window_count, window, day_amount, hour_before, hour_amount, debt =
     unpack_from(USAGE_FORMAT, packed, #packed - (USAGE_SIZE - 1))
-  if debt > 0 then return false end
   if day ~= this_day then day_count, day_amount = 0, 0 end
   if hour ~= this_hour then hour_before, hour_amount = hour == this_hour - 1 and hour_amount or 0, 0 end
   if window ~= window_now then window_before, window_count = window == window_now - 1 and window_count or 0, 0 end

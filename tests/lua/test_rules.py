@@ -283,6 +283,31 @@ def test_a_window_two_windows_ago_counts_nothing(clocked: ShardDriver) -> None:
     }
 
 
+def test_counters_of_times_that_are_over_are_moved_or_cleared(clocked: ShardDriver) -> None:
+    """Far from any limit, too."""
+    limited(clocked, tier_limits(window_count=9, day_amount=999, device_attempts=9, ip_attempts=9))
+    numbers = iter(range(1, 9))
+    hour, key = TEN // HOUR_MS, clocked.keys.attempts
+    for passed_ms, pays, (day, hour_before, before) in (
+        (0, 2, (20, 0, 0)),
+        (HOUR_MS, 1, (30, 20, 2)),
+        (DAY_MS, 1, (10, 0, 0)),
+    ):
+        clocked.pass_time(passed_ms)
+        hour += passed_ms // HOUR_MS
+        run(clocked, [(pay(next(numbers), 10, device=DEVICE, ip=IP), OK) for _ in range(pays)])
+        assert clocked.usage(1) == {
+            "day": hour // 24, "day_count": day // 10, "day_amount": day, "hour": hour, "hour_before": hour_before,
+            "hour_amount": 10 * pays, "window": hour, "window_before": before, "window_count": pays, "debt": 0,
+        }  # fmt: skip
+        kept = clocked.redis.hgetall(key(hour // 24)).values()
+        counted = [ATTEMPTS.unpack(packed[: ATTEMPTS.size]) for packed in kept]
+        assert counted == [{"window": hour, "before": before, "count": pays}] * 2
+    run(clocked, [DAY_MS, (pay(next(numbers), 7), OK)])
+    assert (clocked.usage(1)["day_count"], clocked.usage(1)["day_amount"]) == (1, 7)
+    assert_sound(clocked)
+
+
 def test_attempts_are_counted_across_midnight(clocked: ShardDriver) -> None:
     """They are kept by the day and go by themselves; a window may begin on the day before."""
     limited(clocked, tier_limits(device_attempts=3, attempts_window_ms=HOUR_MS * 3 // 2, device_wallets=1), 3)
