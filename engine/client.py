@@ -293,10 +293,9 @@ class Engine(HoldCalls, WalletCalls):
         """
         check_user_wallet_id(debit, "debit")
         check_user_wallet_id(credit, "credit")
-        level = self._level if durability is None else _level(durability)
-        deadline_s = self._deadline_s(timeout_ms)
+        deadline_s = self._loop.time() + (self._timeout_s if timeout_ms is None else _check_timeout(timeout_ms) / 1000)
         plain = (debit, credit, amount_minor, key, id, Kind.TRANSFER, currency, reference, metadata)
-        return await self._move(plain, more, level, deadline_s)
+        return await self._move(plain, more, durability, deadline_s)
 
     async def pay(
         self,
@@ -316,10 +315,9 @@ class Engine(HoldCalls, WalletCalls):
         """Pay a merchant's wallet. As transfer; the ledger shows it as a payment."""
         check_user_wallet_id(debit, "debit")
         check_user_wallet_id(merchant, "merchant")
-        level = self._level if durability is None else _level(durability)
-        deadline_s = self._deadline_s(timeout_ms)
+        deadline_s = self._loop.time() + (self._timeout_s if timeout_ms is None else _check_timeout(timeout_ms) / 1000)
         plain = (debit, merchant, amount_minor, key, id, Kind.PAYMENT, currency, reference, metadata)
-        return await self._move(plain, more, level, deadline_s)
+        return await self._move(plain, more, durability, deadline_s)
 
     async def top_up(
         self,
@@ -540,10 +538,9 @@ class Engine(HoldCalls, WalletCalls):
 
     # Inside
 
-    async def _move(
-        self, plain: PlainTransfer, more: MoreTerms, level: Durability | None, deadline_s: float
-    ) -> Outcome:
+    async def _move(self, plain: PlainTransfer, more: MoreTerms, durability: str | None, deadline_s: float) -> Outcome:
         # As _one, without its steps: this is the way of most calls.
+        level = self._level if durability is None else _level(durability)
         packer = self._packer
         packed = packer.pack(Transfer(*plain, **more)) if more else packer.pack_transfer(*plain)
         if level is not None:
@@ -570,7 +567,6 @@ class Engine(HoldCalls, WalletCalls):
     ) -> Outcome:
         incoming = kind is Kind.TOP_UP
         check_user_wallet_id(wallet_id, "wallet_id")
-        level = self._level if durability is None else _level(durability)
         deadline_s = self._deadline_s(timeout_ms)
         currency = currency or await self._currency_of(wallet_id, deadline_s)
         if currency is None:
@@ -580,7 +576,7 @@ class Engine(HoldCalls, WalletCalls):
         outside = self.external_wallet(currency)
         debit, credit = (outside, wallet_id) if incoming else (wallet_id, outside)
         plain = (debit, credit, amount_minor, key, transfer_id, kind, None, reference, metadata)
-        return await self._move(plain, more, level, deadline_s)
+        return await self._move(plain, more, durability, deadline_s)
 
     async def _outside_of(self, wallet_id: int, currency: str | None, timeout_ms: int | None) -> int:
         """The external wallet of a wallet's currency; of one that is not there, any: the answer will say so."""

@@ -30,7 +30,7 @@ from redis.exceptions import RedisError
 from engine.domain.durability import Durability
 from engine.domain.status import ACCEPTED, NUMBER_OF
 from engine.domain.transfer import Outcome
-from engine.errors import Fatal, OutcomeUnknown, Overloaded, Unavailable
+from engine.errors import OutcomeUnknown, Overloaded, Unavailable
 from engine.ledger_lookup import LedgerLookup
 from engine.loop import end
 from engine.shard import Confirmed, Shard, unpack_confirmed
@@ -46,7 +46,6 @@ once a second: so it is asked again, soon at first."""
 _LISTEN_S = 1.0
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 0.25
 _DEAF_POLLS = 4
-_AWAY = (RedisError, OSError, Unavailable, Fatal)
 
 
 class _Waiter:
@@ -97,6 +96,11 @@ def _groups(waiters: Sequence[_Waiter]) -> Iterator[list[_Waiter]]:
         room -= waiter.count
     if group:
         yield group
+
+
+def _open_ones(waiters: Sequence[_Waiter]) -> list[_Waiter]:
+    """Those that still wait: a caller who gave up, or whose deadline passed, is done too."""
+    return [waiter for waiter in waiters if not waiter.future.done()]
 
 
 def _held_ones(group: Sequence[_Waiter], confirmed: Confirmed) -> tuple[list[_Waiter], list[_Waiter]]:
@@ -201,7 +205,7 @@ class _Witness:
         places = [place for waiter in waiters for place in waiter.places()]
         try:
             recorded = await ledger.recorded(self._shard_number, places)
-        except (Unavailable, Fatal) as error:
+        except Exception as error:
             structlog.get_logger().warning("durability.ledger_not_asked", error=str(error))
             return
         for waiter in _held_ones(waiters, Confirmed(0, recorded))[0]:
@@ -213,7 +217,8 @@ class _Witness:
 
 
 class _Rounds(ABC):
-    """A loop that serves its waiters together, for as long as the engine lives, from the first waiter on.
+    """A loop that serves its waiters together, for as long as the engine lives, from the first waiter on. Whatever goes
+    wrong in it is tried again: all that depends on it is how soon a caller knows.
 
     trouble: why the last attempt failed; None once one worked.
     """
@@ -262,8 +267,11 @@ class _Replication(_Rounds):
 
     def __init__(self, shard: Shard, witness: _Witness, replicas: int) -> None:
         super().__init__(shard, witness)
+        self._loop = asyncio.get_running_loop()
         self._replicas = replicas
         self._waiting: list[_Waiter] = []
+        self._again: list[_Waiter] = []
+        self._again_at_s = 0.0
         self._connection: AbstractConnection | None = None
         self._disks = 0
 
@@ -281,23 +289,29 @@ class _Replication(_Rounds):
 
     async def _run(self) -> None:
         while True:
-            if not self._waiting:
-                self._woken.clear()
-                await self._woken.wait()
-            waiters = [waiter for waiter in self._waiting if not waiter.future.done()]
-            self._waiting = []
-            if not waiters:
-                continue
+            waiters = await self._next()
             try:
                 await self._serve(waiters)
                 self._worked()
-            except _AWAY as error:
+            except Exception as error:
                 self._failed(error)
                 await self._disconnect()
-            left = [waiter for waiter in waiters if not waiter.future.done()]
-            if left:
-                self._waiting = left + self._waiting
-                await asyncio.sleep(self._pause_s or _FIRST_PAUSE_S)
+            self._again += _open_ones(waiters)
+            self._again_at_s = self._loop.time() + (self._pause_s or POLL_S)
+
+    async def _next(self) -> list[_Waiter]:
+        """Those who wait, without those that were tried just now."""
+        while True:
+            if self._again and self._loop.time() >= self._again_at_s:
+                self._waiting += self._again
+                self._again = []
+            waiters, self._waiting = _open_ones(self._waiting), []
+            if waiters:
+                return waiters
+            self._woken.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._again_at_s if self._again else None):
+                    await self._woken.wait()
 
     async def _serve(self, waiters: Sequence[_Waiter]) -> None:
         """One round: ends the waiters whose answers are where they shall be."""
@@ -320,9 +334,9 @@ class _Replication(_Rounds):
         self._witness.ask(self, [waiter for waiter in lost if not waiter.recorded])
         while not await self._is_reached(connection):
             # The same write is waited for: a new one would have to be synced and sent in its turn.
-            if all(waiter.future.done() for waiter in held):
+            if not _open_ones(held):
                 return
-            self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
+            self._waiting = _open_ones(self._waiting)
             wait_ms = min(2 * wait_ms, _LAST_WAITAOF_MS)
             await connection.send_packed_command(connection.pack_commands([self._wait_command(wait_ms)]))
         for waiter in held:
@@ -386,7 +400,7 @@ class _Persistence(_Rounds):
                     confirmed = await self._shard.confirm(b"".join([waiter.items for waiter in group]))
                     self._worked()
                     self._settle(group, confirmed)
-                except _AWAY as error:
+                except Exception as error:
                     self._failed(error)
                     self._poll_at_s = self._loop.time() + self._pause_s
                     self._ask_again(group)
@@ -447,7 +461,7 @@ class _Persistence(_Rounds):
 
     def _forget_the_done(self) -> None:
         """So that calls that gave up do not fill the memory while no persister works."""
-        self._again = [waiter for waiter in self._again if not waiter.future.done()]
+        self._again = _open_ones(self._again)
         self._heap = [entry for entry in self._heap if not entry[2].future.done()]
         heapify(self._heap)
 
@@ -462,7 +476,7 @@ class _Persistence(_Rounds):
                     message = await subscriber.get_message(ignore_subscribe_messages=True, timeout=_LISTEN_S)
                     if message:
                         self._hear(int(message["data"]))
-            except (RedisError, OSError) as error:
+            except Exception as error:
                 structlog.get_logger().info("durability.not_listening", error=str(error))
             finally:
                 with suppress(RedisError, OSError):

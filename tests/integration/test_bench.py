@@ -100,6 +100,14 @@ def test_reconcile() -> None:
     assert all(case["seconds"] > 0 and case["wallets"] == 3000 for case in cases.values())
 
 
+def test_durability() -> None:
+    cases = run_bench("durability")
+    assert list(cases) == ["durability_accepted", "durability_replicated", "durability_persisted"]
+    assert all(case["offered_per_s"] == 200 and case["late_share"] <= 1 for case in cases.values())
+    assert "added_p99_ms" not in cases["durability_accepted"]
+    assert cases["durability_persisted"]["reached"] is (cases["durability_persisted"]["added_p99_ms"] <= 40)
+
+
 def test_the_prototype_lines_are_parsed() -> None:
     assert parse_batches(BATCHES_LINE, 1024) == Sample(160_123, 12.1, 15.3, 1024, server_us=5.0)
     assert parse_callers(CALLERS_LINE) == Sample(60_500, 1.02, 1.51, 32, client_us=9.1)

@@ -413,6 +413,18 @@ async def test_the_own_disk_alone(opened: LedgerWorld) -> None:
         await until(lambda: not opened.redis.info("persistence")["aof_rewrite_in_progress"])
 
 
+async def test_both_products_tell_of_their_disk_and_of_the_ledger(shard: ShardDriver) -> None:
+    url = f"unix://{shard.redis.connection_pool.connection_kwargs['path']}"
+    async with Engine.connect(url, replicas=0, durability="replicated", timeout_ms=DEADLINE_MS) as engine:
+        assert all(one.posted for one in await engine.open_wallets([OpenWallet(1, 1, "USD"), OpenWallet(2, 1, "USD")]))
+        paid = await engine.top_up(1, 5, key="k")
+        waiting = asyncio.ensure_future(engine.top_up(1, 5, key="k", durability="persisted"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        shard.call("hotledger_advance", 1, paid.sequence, 0)
+        assert (await waiting) == paid._replace(replayed=True)
+
+
 # Bounds, cancelled callers, the end
 
 
@@ -451,7 +463,7 @@ async def test_callers_who_gave_up_are_forgotten(opened: LedgerWorld) -> None:
             with pytest.raises(OutcomeUnknown):
                 await engine.transfer(1, 2, 1, key=level, durability=level, timeout_ms=1000)
         assert len(persistence._heap) + len(persistence._again) < 10
-        assert len(replication._waiting) < 10
+        assert len(replication._waiting) + len(replication._again) < 10
         assert engine._waits._calls == 0
 
 
