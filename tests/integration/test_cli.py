@@ -85,9 +85,19 @@ COMMANDS = dict(commands())
 EXAMPLES = [line for command in COMMANDS.values() for line in re.findall(r"Example: (hotledger .*)", command.help)]
 EXAMPLES += re.findall(r"^ +(hotledger .*)", program.HELP, re.M)
 IN_README = re.findall(r"^(?:\$ )?(?:\.venv/bin/)?(hotledger .*)", README, re.M)
-NOT_HERE = ("up", "persist", "demo", "reconcile --watch", "serve", "key rotate", "key revoke", "recover --redis-url")
+NOT_HERE = (
+    "up",
+    "persist",
+    "demo",
+    "reconcile --watch",
+    "serve",
+    "key rotate",
+    "key revoke",
+    "recover --redis-url",
+    "torture",
+)
 """Examples that run for ever or long, or need the prefix of a key (tests/http has these three), or servers of their own
-(tests/recovery/test_recover_command.py)."""
+(tests/recovery/test_recover_command.py), or have the test of tests/torture."""
 
 QUICK = sorted({line for line in EXAMPLES if not line.startswith(tuple(f"hotledger {words}" for words in NOT_HERE))})
 

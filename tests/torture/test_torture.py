@@ -14,7 +14,7 @@ import pytest
 from gateway.torture.schedule import schedule
 
 ROOT = Path(__file__).parents[2]
-SECONDS = int(os.environ.get("HOTLEDGER_TORTURE_SECONDS", "20"))
+SECONDS = int(os.environ.get("HOTLEDGER_TORTURE_SECONDS", "60"))
 SEED = 2957
 TIMEOUT_S = 280 + SECONDS
 
