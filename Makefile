@@ -41,6 +41,7 @@ format: $(STAMP) ## rewrite to the house format
 bench: $(STAMP)  ## the figures of README, measured here
 	$(BIN)/python -m bench engine
 	$(BIN)/python -m bench ledger
+	$(BIN)/python -m bench durability
 
 clean:           ## remove what was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -87,7 +87,7 @@ class RowFormat:
         values: of named parameters in table or tail.
         """
         columns = ", ".join(self.columns)
-        query = f"COPY (SELECT {columns} FROM {self.table} {tail}) TO STDOUT (FORMAT BINARY)"  # noqa: S608
+        query = f"COPY (SELECT {columns} FROM {self.table} {tail}) TO STDOUT (FORMAT BINARY)"  # noqa: S608  our own names
         with cursor.copy(query, values) as copy:
             yield from self._blocks(_received(copy, cursor.connection), rows_at_once)
 
