@@ -41,7 +41,7 @@ def connect(postgres_url: str, *, application_name: str = "hotledger") -> psycop
         check_postgres_url(postgres_url),
         autocommit=True,
         application_name=application_name,
-        **_KEEPALIVE,  # type: ignore[arg-type]  libpq's options, all integers
+        **_KEEPALIVE,  # type: ignore[arg-type]  # libpq's options, all integers
     )
     try:
         check_postgres(connection.info.server_version)

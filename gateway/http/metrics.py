@@ -46,11 +46,11 @@ def exposition() -> bytes:
     if DIRECTORY_VARIABLE not in os.environ:
         return generate_latest()
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  the library has no types here
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
     return generate_latest(registry)
 
 
 def worker_ends() -> None:
     """What was true of this process alone is no more."""
     if DIRECTORY_VARIABLE in os.environ:
-        mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]  the library has no types here
+        mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]  # the library has no types here

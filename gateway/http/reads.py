@@ -329,8 +329,8 @@ async def hold(call: Call, _: None) -> Answer:
     ends_at = found.expires_at_ms
     made = t.HoldAnswer(
         id=found.hold_id,
-        state=found.state.name,  # type: ignore[arg-type]  one of its Literal's words
-        purpose=found.purpose.name,  # type: ignore[arg-type]  likewise
+        state=found.state.name,  # type: ignore[arg-type]  # one of its Literal's words
+        purpose=found.purpose.name,  # type: ignore[arg-type]  # likewise
         under_review=found.review is not Review.NONE,
         debit_wallet_id=found.debit,
         credit_wallet_id=found.credit,

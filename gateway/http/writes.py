@@ -33,7 +33,7 @@ def _outcome(
     if status not in _FINISHED:
         raise RefusedByStatus(outcome, sees_debit=sees_debit)
     body = t.OutcomeAnswer(
-        status=status.value,  # type: ignore[arg-type]  it is in _FINISHED
+        status=status.value,  # type: ignore[arg-type]  # it is in _FINISHED
         id=outcome.transfer_id if id is None else id,
         sequence=outcome.sequence,
         amount_minor=outcome.amount_minor,
